@@ -1,0 +1,1 @@
+"""Federated Mixture of Prompts on Flower."""

@@ -1,0 +1,307 @@
+"""The configuration: flat, kebab-case keys on the outside, frozen typed objects on the inside.
+
+The keys and their defaults stand in ``[tool.flwr.app.config]`` of ``pyproject.toml``, where Flower
+wants them. `Config.from_flat` parses a flat mapping once, and refuses unknown keys, unknown values
+and contradictions before anything starts. Nothing here imports torch.
+"""
+
+import difflib
+import functools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from mops_fl.errors import ConfigError
+
+Scalar = str | int | float | bool
+
+
+def _choice(*values: str) -> Any:
+    return field(metadata={"choices": values})
+
+
+def _at_least(low: float, *, below: float = math.inf) -> Any:
+    return field(metadata={"low": low, "below": below})
+
+
+def _positive(*, below: float = math.inf) -> Any:
+    return field(metadata={"low": math.ulp(0.0), "below": below})
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen LLaMA."""
+
+    model: str
+    """`smollm2-135m` (embedded), a hub id, a local folder, or a GGUF file."""
+    dtype: str = _choice("float32", "bfloat16", "float16")
+    """Type of the frozen weights and of the activations; trainable tensors are float32 always."""
+    device: str
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples there are, and how long."""
+
+    dataset: str = _choice("skills", "dolly", "superni", "jsonl")
+    data_path: str
+    """File or folder; may be empty for `skills` (generated) and `dolly` (from the hub)."""
+    tasks: str
+    """Comma-separated task names to keep, in expert order; empty for the dataset's own list."""
+    num_samples: int = _at_least(0)
+    """Examples drawn by the seed from the whole dataset; 0 for all."""
+    test_fraction: float = _positive(below=1)
+    """Share of each client's examples that is held out for evaluation."""
+    max_length: int = _at_least(16)
+    """Tokens of question and answer together, at most; prompt vectors come on top."""
+    eval_samples: int = _at_least(0)
+    """Test examples that each client evaluates at most; 0 for all."""
+
+    @property
+    def task_list(self) -> tuple[str, ...]:
+        """The names in `tasks`; empty when the dataset decides."""
+        return tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """Which client holds which examples."""
+
+    partition: str = _choice("dirichlet", "iid", "pathological", "natural-id")
+    partition_column: str
+    """Column of the data that names the client; `natural-id` only."""
+    alpha: float = _positive()
+    """Dirichlet concentration over tasks; smaller is more skewed."""
+    min_client_samples: int = _at_least(2)
+    """Examples that every client has at least."""
+    num_clients: int = _at_least(1)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The trainable prompts and the gate (paper, section "Mixture of Experts (MoPs) Design")."""
+
+    experts: int = _at_least(1)
+    """E, groups of prompt vectors; 7 in the paper, one a task."""
+    prompts_per_expert: int = _at_least(1)
+    """Prompt vectors of one expert; 10 in the paper."""
+    injection_layer: int = _at_least(-1)
+    """L_int, the layer (from 0) whose input receives the prompts; -1 for a third of the depth."""
+    injection: str = _choice("replace", "append")
+    """Whether the transformed pretrained prompt is dropped at L_int (Algorithm 1) or kept."""
+    prompt_init: str = _choice("random", "vocab")
+    """N(0, 0.02²), or the backbone's own states for random vocabulary tokens."""
+    gate_mode: str = _choice("attention", "hidden")
+    """Where the gate acts: on attention to prompts, or on their hidden states (Algorithm 1)."""
+    gate_scale: str = _choice("softmax", "mean-one")
+    """Gate weights that sum to 1, or to E."""
+    gate_sync: str = _choice("fedavg", "local", "frozen")
+    """Averaged by the server, kept by each client, or left as pretrained."""
+    gate_hidden: int = _at_least(1)
+    """d_g, hidden units of the gate."""
+    pretrain_prompt_steps: int = _at_least(0)
+    """Steps that train the pretrained prompt P¹ before round 1; 0 for no P¹."""
+    pretrain_gate_steps: int = _at_least(0)
+    """Steps that train the gate on instructions before round 1 (`mops` only)."""
+
+    @property
+    def num_prompts(self) -> int:
+        """K = E × prompts per expert; P¹ has as many, so that token positions stay the same."""
+        return self.experts * self.prompts_per_expert
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One client's work in one round."""
+
+    local_steps: int = _at_least(1)
+    """Optimiser steps."""
+    batch_size: int = _at_least(1)
+    """Examples a step; 1 in the paper."""
+    learning_rate: float = _positive()
+    """AdamW's, without weight decay."""
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """The rounds."""
+
+    active_clients: int = _at_least(1)
+    """Clients that train in a round."""
+    num_server_rounds: int = _at_least(1)
+    eval_every: int = _at_least(1)
+    """Rounds between evaluations; round 0 and the last one are always evaluated."""
+    min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
+    """Share of the asked clients that must answer validly; below it the run fails."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    method: str = _choice("mops", "fedprompt")
+    seed: int = _at_least(0)
+    run_dir: str
+    """Folder that the run writes; empty for a new one in the cache."""
+    resume: bool
+    """Carry on in `run-dir` after its last whole round."""
+    backbone: BackboneConfig
+    data: DataConfig
+    partition: PartitionConfig
+    prompts: PromptConfig
+    train: TrainConfig
+    federation: FederationConfig
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        for name in ("backbone", "data", "partition", "prompts", "train", "federation"):
+            _check_fields(getattr(self, name))
+        self._check_contradictions()
+
+    def _check_contradictions(self) -> None:
+        clients, active = self.partition.num_clients, self.federation.active_clients
+        if active > clients:
+            raise ConfigError(
+                f"active-clients={active} is more than num-clients={clients}: "
+                f"choose active-clients of at most {clients}"
+            )
+        if self.data.dataset in ("superni", "jsonl") and not self.data.data_path:
+            raise ConfigError(
+                f"dataset={self.data.dataset} needs data-path: "
+                + ("a folder of task files" if self.data.dataset == "superni" else "a JSONL file")
+            )
+        wants_column = self.partition.partition == "natural-id"
+        if wants_column != bool(self.partition.partition_column):
+            raise ConfigError(
+                f"partition={self.partition.partition} with "
+                f"partition-column={self.partition.partition_column!r}: partition-column names the "
+                "column of the data that holds the client, and goes with partition=natural-id only"
+            )
+        needed = clients * self.partition.min_client_samples
+        if 0 < self.data.num_samples < needed:
+            raise ConfigError(
+                f"num-samples={self.data.num_samples} is too few for num-clients={clients} with "
+                f"min-client-samples={self.partition.min_client_samples}: at least {needed} "
+                "are needed"
+            )
+        if self.resume and not self.run_dir:
+            raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":
+        """Parse flat keys over the defaults.
+
+        Raises:
+            ConfigError: a key or value is unknown, or two values contradict each other.
+        """
+        values = dict(defaults())
+        for key, value in flat.items():
+            if key not in values:
+                close = difflib.get_close_matches(key, values, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(values)}"
+                raise ConfigError(f"unknown configuration key {key}={value!r}: {hint}")
+            values[key] = value
+        return _build(cls, values)
+
+    def flat(self) -> dict[str, Scalar]:
+        """The flat keys and values of this configuration, in the order of the defaults."""
+        found: dict[str, Scalar] = {}
+        for owner in (self, *(getattr(self, f.name) for f in _groups(type(self)))):
+            for item in fields(owner):
+                value = getattr(owner, item.name)
+                if not is_dataclass(value):
+                    found[_key(item)] = value
+        return {key: found[key] for key in defaults()}
+
+
+@functools.cache
+def app_folder() -> Path:
+    """The folder whose ``pyproject.toml`` describes the Flower app: a checkout or this package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, package):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    raise ConfigError(f"no pyproject.toml beside or inside {package}: reinstall mops-fl")
+
+
+@functools.cache
+def defaults() -> Mapping[str, Scalar]:
+    """Every key with its default, from ``[tool.flwr.app.config]``."""
+    text = (app_folder() / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """``key=value`` as typed on a command line; the value takes the type of the key's default.
+
+    Raises:
+        ConfigError: there is no ``=``, or the value is not of the key's type.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise ConfigError(f"{text!r} is not of the form key=value")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1]
+    default = defaults().get(key)
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"{key}={value!r}: must be true or false")
+        return key, value.lower() == "true"
+    if isinstance(default, int | float):
+        try:
+            return key, type(default)(value)
+        except ValueError:
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise ConfigError(f"{key}={value!r}: must be {kind}") from None
+    return key, value
+
+
+def _groups(cls: type) -> Iterator[Field]:
+    return (f for f in fields(cls) if is_dataclass(f.type))
+
+
+def _key(item: Field) -> str:
+    return item.name.replace("_", "-")
+
+
+def _build(cls: type, values: Mapping[str, Scalar]) -> Any:
+    arguments: dict[str, Any] = {}
+    for item in fields(cls):
+        if is_dataclass(item.type):
+            arguments[item.name] = _build(item.type, values)  # type: ignore[arg-type]
+        else:
+            arguments[item.name] = _typed(_key(item), values[_key(item)], item.type)
+    return cls(**arguments)
+
+
+def _typed(key: str, value: Scalar, kind: Any) -> Scalar:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ConfigError(f"{key}={value!r}: must be {names[kind]}")
+    return value
+
+
+def _check_fields(owner: Any) -> None:
+    for item in fields(owner):
+        value, key = getattr(owner, item.name), _key(item)
+        choices = item.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{key}={value!r}: must be one of {', '.join(choices)}")
+        low = item.metadata.get("low")
+        if low is None:
+            continue
+        if not low <= value < item.metadata["below"] or math.isinf(value):
+            raise ConfigError(f"{key}={value!r}: must be {_range(low, item.metadata['below'])}")
+
+
+def _range(low: float, below: float) -> str:
+    text = "more than 0" if low == math.ulp(0.0) else f"at least {low}"
+    if math.isinf(below):
+        return text
+    return f"{text} and at most 1" if below > 1 else f"{text} and less than {below}"
