@@ -1,16 +1,19 @@
 """Writing files so that a reader, or a process that died, never leaves half of one."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from mops_fl.errors import RunError
 
 
 def cache_folder() -> Path:
-    """Where converted models, artifacts and unnamed runs live: `MOPS_FL_CACHE` or the user's cache."""
+    """Where converted models and artifacts live: `MOPS_FL_CACHE`, else the user's cache."""
     root = os.environ.get("MOPS_FL_CACHE")
     return Path(root) if root else Path.home() / ".cache" / "mops-fl"
 
@@ -41,3 +44,44 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file, or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass
+class Made:
+    """What `made_once` gives: the final folder, and one to fill when this process makes it."""
+
+    target: Path
+    folder: Path | None
+
+
+@contextlib.contextmanager
+def made_once(target: Path) -> Iterator[Made]:
+    """Make a folder once, however many processes ask for it at the same time.
+
+    Where `target` is missing, the block gets an empty folder to fill, renamed to `target` when the
+    block ends without an error; other processes wait meanwhile. A lock of a process that died is
+    released by the system, and what it left is removed by the next.
+
+    Raises:
+        RunError: there is no permission or no space to write.
+    """
+    if target.is_dir():
+        yield Made(target, None)
+        return
+    half = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.is_dir():
+                yield Made(target, None)
+                return
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
+            try:
+                yield Made(target, half)
+                half.replace(target)
+            finally:
+                shutil.rmtree(half, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error

@@ -5,10 +5,10 @@ replies gives the global figure exactly; a mean of perplexities is not a perplex
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from mops_fl.metrics import GateSum, Tallies, Tally
 
@@ -54,6 +54,11 @@ def from_array_record(record: ArrayRecord) -> Tensors:
 def num_bytes(record: ArrayRecord) -> int:
     """Bytes of an ArrayRecord as it travels."""
     return sum(len(array.data) for array in record.values())
+
+
+def whole(record: ConfigRecord | MetricRecord, key: str) -> int:
+    """A whole number of a record."""
+    return cast(int, record[key])
 
 
 def put_tallies(metrics: MetricRecord, tallies: Tallies) -> None:

@@ -1,0 +1,122 @@
+"""The frozen LLaMA: loaded once a process, run layer by layer."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from mops_fl.config import BackboneConfig
+from mops_fl.errors import ConfigError
+from mops_fl.models.attention import NAME
+from mops_fl.models.source import prepared
+
+
+class Backbone:
+    """A frozen `LlamaForCausalLM` of transformers, run by ranges of its own layers."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        model.requires_grad_(False).eval()
+        model.set_attn_implementation(NAME)
+        self.model = model
+        self.hidden_size: int = model.config.hidden_size
+        self.num_layers: int = model.config.num_hidden_layers
+        self.dtype = model.model.embed_tokens.weight.dtype
+        self.device = model.model.embed_tokens.weight.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B, T] to states [B, T, d]."""
+        return self.model.model.embed_tokens(ids)
+
+    def run(
+        self,
+        states: Tensor,
+        layers: range,
+        first_position: int = 0,
+        past: Any = None,
+        scale: Tensor | None = None,
+        **attention: Any,
+    ) -> Tensor:
+        """Run states [B, T, d] through some of the layers.
+
+        Args:
+            states: input of the first of these layers.
+            layers: consecutive layer indices.
+            first_position: RoPE position of ``states[:, 0]``.
+            past: see `mops_fl.models.attention.KeyValues`.
+            scale: [B, T, 1], multiplied onto the input of every layer.
+            **attention: passed on to the attention function.
+
+        Returns:
+            The output of the last of these layers, [B, T, d]; for T = 0 nothing is run.
+        """
+        if not states.shape[1]:
+            return states
+        positions = torch.arange(
+            first_position, first_position + states.shape[1], device=states.device
+        )[None]
+        rotary = self.model.model.rotary_emb(states, positions)
+        for index in layers:
+            if scale is not None:
+                states = states * scale
+            states = self.model.model.layers[index](
+                states, position_embeddings=rotary, past_key_values=past, **attention
+            )
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Output of the last layer [N, d] to logits over the vocabulary [N, V], float32."""
+        return self.model.lm_head(self.model.model.norm(states)).float()
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that a configuration names.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use device=cpu or device=auto"
+        )
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
+    return resolved
+
+
+@lru_cache(maxsize=1)
+def load_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone of a configuration; kept for the life of the process.
+
+    On the CPU the weights are memory-mapped, so that processes share their pages.
+
+    Raises:
+        ModelError: the model does not exist, is not a LLaMA, or cannot be read.
+        ConfigError: the device does not exist.
+    """
+    device = resolve_device(config.device)
+    logging.disable_progress_bar()
+    model = LlamaForCausalLM.from_pretrained(
+        prepared(config), dtype=getattr(torch, config.dtype), local_files_only=True
+    )
+    return Backbone(model.to(device))
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a configuration's model.
+
+    Raises:
+        ModelError: the model does not exist or has no tokenizer.
+    """
+    folder: Path = prepared(config)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

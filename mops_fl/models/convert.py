@@ -1,0 +1,44 @@
+"""Writing a base model as safetensors in one type, with its tokenizer."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from mops_fl.errors import ModelError
+from mops_fl.models.source import Source, llama_config
+
+
+def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
+    """Write the model of `source` to `folder`: config.json, *.safetensors and the tokenizer.
+
+    Raises:
+        ModelError: the model is not a LLaMA, or its weights or tokenizer cannot be read.
+    """
+    llama_config(model, source)
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            **source.arguments, dtype=getattr(torch, dtype)
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelError(f"model={model!r} cannot be read from {source.path}: {error}") from error
+    plain = _without_origin(loaded)
+    if source.gguf:
+        # transformers 5.17 gives a GGUF tokenizer its begin token as end token too.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plain.config.eos_token_id)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _without_origin(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same model without the marks of a quantised origin, which forbid saving it."""
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    return plain

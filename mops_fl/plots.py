@@ -1,0 +1,178 @@
+"""Figures of run folders, from result files only: plotting never trains and never loads a model."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mops_fl.errors import RunError
+from mops_fl.files import replacing
+from mops_fl.metrics import TOTAL
+from mops_fl.results import Run
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 100
+POINTS_PER_PIXEL = 72 / DPI
+LOG_FROM = 4.0
+"""The y axis is logarithmic from this ratio between the largest and the smallest value on."""
+
+
+def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) -> None:
+    """Draw the perplexity per round of one or more run folders, overlaid.
+
+    With `per_task` there is one panel for each task, all on the same axes.
+
+    Raises:
+        RunError: a run folder cannot be read, there is none, or `path` cannot be written.
+    """
+    read = [Run.read(Path(folder)) for folder in runs]
+    if not read:
+        raise RunError("there is no run to plot")
+    tasks = list(dict.fromkeys(task for run in read for task in run.tasks)) if per_task else [TOTAL]
+    columns = min(len(tasks), 4)
+    rows = math.ceil(len(tasks) / columns)
+    size = (2.4 * columns + 0.8, 1.9 * rows + 1.0) if per_task else (6.4, 4.0)
+    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for panel, task in zip(panels, tasks, strict=False):
+        _draw_curves(panel, read, task)
+        if per_task:
+            panel.set_title(_short(task), fontsize=9, loc="left")
+    for panel in panels[len(tasks) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(tasks) - columns) : len(tasks)]:
+        panel.tick_params(labelbottom=True)
+    _scale(panels[0], [run.perplexity(task) for run in read for task in tasks])
+    if not per_task:
+        _label_ends(panels[0], [run.perplexity() for run in read])
+    figure.supxlabel("round", fontsize=10)
+    figure.supylabel("perplexity on answer tokens", fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def gate_figure(run: Path, path: Path) -> None:
+    """Draw the mean gate weight of each expert for each task, first and last evaluated round.
+
+    Raises:
+        RunError: the run folder cannot be read, or `path` cannot be written.
+    """
+    read = Run.read(Path(run))
+    weights = {
+        number: rows.pivot(index="task", columns="expert", values="weight")
+        for number, rows in read.gate.groupby("round")
+    }
+    shown = sorted({min(weights), max(weights)})
+    tasks, experts = weights[shown[0]].shape
+    top = max(float(weights[number].max(axis=None)) for number in shown)
+    figure = Figure(
+        figsize=(1.7 + len(shown) * max(0.52 * experts, 2.2), 1.3 + 0.36 * tasks),
+        layout="constrained",
+        dpi=DPI,
+    )
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, number in zip(panels, shown, strict=True):
+        image = panel.imshow(weights[number], cmap="Blues", vmin=0, vmax=top, aspect="auto")
+        _annotate(panel, weights[number].to_numpy(), top)
+        title = "before training" if number == 0 else f"after round {number}"
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xticks(range(experts), [str(e) for e in weights[number].columns])
+        panel.set_yticks(range(tasks), [_short(t) for t in weights[number].index])
+        panel.set_xlabel("expert")
+        panel.tick_params(length=0, labelsize=9)
+        panel.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=list(panels), pad=0.02, label="mean gate weight")
+    bar.outline.set_visible(False)
+    figure.suptitle(read.label, fontsize=10, x=0.01, ha="left")
+    _save(figure, path)
+
+
+def _draw_curves(panel: Axes, runs: Sequence[Run], task: str) -> None:
+    for index, run in enumerate(runs):
+        series = run.perplexity(task)
+        panel.plot(
+            series.index,
+            series,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=3.5,
+            markevery=max(1, len(series) // 25),
+            linewidth=1.5,
+            label=run.label,
+        )
+    panel.grid(axis="y", color="0.9", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.03)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    panel.tick_params(labelsize=9)
+
+
+def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:
+    finite = [y for curve in curves for y in curve if math.isfinite(y)]
+    if finite and max(finite) / min(finite) >= LOG_FROM:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
+
+
+def _label_ends(panel: Axes, curves: Sequence[pd.Series]) -> None:
+    """Write each curve's last value beside it, apart from each other where curves meet."""
+    panel.autoscale_view()
+    ends = [
+        (float(curve.iloc[-1]), float(curve.index[-1]), colour)
+        for curve, colour in zip(curves, itertools.cycle(COLOURS), strict=False)
+        if math.isfinite(curve.iloc[-1])
+    ]
+    lowest = -math.inf
+    for y, x, colour in sorted(ends):
+        height = panel.transData.transform((x, y))[1] * POINTS_PER_PIXEL
+        lowest = max(lowest + 10, height)
+        panel.annotate(
+            f"{y:,.1f}",
+            (x, y),
+            xytext=(7, lowest - height),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _annotate(panel: Axes, weights: np.ndarray, top: float) -> None:
+    for (row, column), weight in np.ndenumerate(weights):
+        panel.text(
+            column,
+            row,
+            f"{weight:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if weight > 0.6 * top else "0.2",
+        )
+
+
+def _short(task: str, limit: int = 26) -> str:
+    text = task.replace("_", " ")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = Path(path).suffix.lstrip(".").lower()
+    kinds = FigureCanvasAgg(figure).get_supported_filetypes()
+    if kind not in kinds:
+        raise RunError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format=kind, dpi=200)

@@ -1,0 +1,116 @@
+"""The one local training loop, for one client or a cohort of them in one forward pass."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mops_fl.config import TrainConfig
+from mops_fl.data import Tokenised
+from mops_fl.errors import DataError
+from mops_fl.metrics import Tally
+from mops_fl.models import Mixture, Trainable, collate
+from mops_fl.records import Tensors
+from mops_fl.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What one client's local steps gave."""
+
+    tensors: Tensors
+    """The trained tensors."""
+    examples: int
+    """Training examples that the client has: its weight in FedAvg."""
+    steps: int
+    tally: Tally
+    """Losses of the batches, each before its step."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """One client's training examples and the order in which it sees them."""
+
+    examples: Sequence[Tokenised]
+    order: tuple[int, ...]
+    """Examples of all steps one after the other, as `draw_order` gives them."""
+
+
+def draw_order(examples: int, wanted: int, seed: int, *purpose: str | int) -> tuple[int, ...]:
+    """Indices of `wanted` examples: reshuffled passes over all of them.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    if not examples:
+        raise DataError(f"no training examples for {'/'.join(map(str, purpose))}")
+    generator = numpy_generator(seed, "order", *purpose)
+
+    def passes() -> Iterator[int]:
+        while True:
+            yield from generator.permutation(examples).tolist()
+
+    stream = passes()
+    return tuple(next(stream) for _ in range(wanted))
+
+
+def train(
+    mixture: Mixture,
+    clients: Sequence[Tensors],
+    data: Sequence[LocalData],
+    config: TrainConfig,
+    *,
+    train_gate: bool = True,
+) -> list[LocalResult]:
+    """Local steps of C clients, each from its own tensors on its own examples.
+
+    Every client takes ``config.local_steps`` steps of AdamW without weight decay on the mean loss
+    of its batch's answer tokens. Clients share nothing but the backbone.
+
+    Args:
+        mixture: the forward pass.
+        clients: initial tensors of each client.
+        data: examples and order of each client.
+        config: steps, batch size, learning rate.
+        train_gate: whether the gate, where there is one, is trained.
+
+    Returns:
+        One result a client, in the same order.
+    """
+    start = time.perf_counter()
+    device = mixture.backbone.device
+    trainable = Trainable(clients, device)
+    if trainable.gated and not train_gate:
+        trainable.freeze_gate()
+    optimiser = torch.optim.AdamW(trainable.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    owner = torch.arange(len(clients), device=device).repeat_interleave(config.batch_size)
+    sums = torch.zeros(len(clients), dtype=torch.float64, device=device)
+    tokens = torch.zeros(len(clients), dtype=torch.int64, device=device)
+    for step in range(config.local_steps):
+        part = slice(step * config.batch_size, (step + 1) * config.batch_size)
+        batch = collate([own.examples[i] for own in data for i in own.order[part]], device)
+        states = mixture.prefix_states(batch)
+        features = mixture.gate_features(states, batch) if trainable.gated else None
+        nll, _ = mixture.nll(
+            trainable, batch, states, features, owner if len(clients) > 1 else None
+        )
+        client_nll = nll.new_zeros(len(clients)).index_add(0, owner, nll)
+        counts = torch.bincount(owner[batch.rows], minlength=len(clients))
+        (client_nll / counts).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        sums += client_nll.detach()
+        tokens += counts
+    seconds = (time.perf_counter() - start) / len(clients)
+    return [
+        LocalResult(
+            tensors=trainable.of_client(client),
+            examples=len(own.examples),
+            steps=config.local_steps,
+            tally=Tally(sums[client].item(), int(tokens[client])),
+            seconds=seconds,
+        )
+        for client, own in enumerate(data)
+    ]

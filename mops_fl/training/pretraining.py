@@ -1,0 +1,124 @@
+"""What is trained before round 1: the pretrained prompt P¹, then the gate on instructions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mops_fl.config import PromptConfig, TrainConfig
+from mops_fl.data import Tokenised
+from mops_fl.models import Backbone, Mixture, Trainable, collate
+from mops_fl.records import PRETRAINED, PROMPTS, Tensors
+from mops_fl.seeding import numpy_generator
+from mops_fl.training.local import LocalData, draw_order, train
+
+_GATE_BATCH = 16
+_GATE_EXAMPLES = 256
+
+
+def pretrain_prompt(
+    backbone: Backbone,
+    layout: PromptConfig,
+    config: TrainConfig,
+    examples: Sequence[Tokenised],
+    initial: np.ndarray,
+    seed: int,
+) -> Tensors:
+    """Train P¹ as plain prompt tuning at the input layer, without gate or injection.
+
+    Args:
+        backbone: the frozen LLaMA.
+        layout: gives the number of steps.
+        config: batch size and learning rate.
+        examples: what to train on.
+        initial: [K₁, d].
+        seed: of the order of the examples.
+
+    Returns:
+        `pretrained` [K₁, d].
+    """
+    steps = layout.pretrain_prompt_steps
+    mixture = Mixture(backbone, layout, 0, None)
+    order = draw_order(len(examples), steps * config.batch_size, seed, "pretrain-prompt")
+    (result,) = train(
+        mixture,
+        [{PROMPTS: initial}],
+        [LocalData(examples, order)],
+        replace(config, local_steps=steps),
+    )
+    return {PRETRAINED: result.tensors[PROMPTS]}
+
+
+def pretrain_gate(
+    mixture: Mixture,
+    initial: Tensors,
+    examples: Sequence[Tokenised],
+    tasks: Sequence[str],
+    seed: int,
+) -> Tensors:
+    """Train the gate to give each task's instructions to one expert (as in the paper).
+
+    Task i goes to expert i modulo E. Answers are not looked at. At most 256 questions are used,
+    drawn by the seed.
+
+    Args:
+        mixture: gives the gate's input, and the number of steps and experts.
+        initial: all tensors of a client.
+        examples: their questions and tasks are used.
+        tasks: task names in expert order.
+        seed: of the order of the examples.
+
+    Returns:
+        The tensors, those of the gate trained.
+    """
+    layout, device = mixture.layout, mixture.backbone.device
+    pool = draw_order(len(examples), min(len(examples), _GATE_EXAMPLES), seed, "gate-examples")
+    examples = [examples[index] for index in pool]
+    trainable = Trainable([initial], device)
+    trainable.prompts.requires_grad_(False)
+    experts = torch.tensor([tasks.index(e.task) % layout.experts for e in examples], device=device)
+    order = draw_order(
+        len(examples), layout.pretrain_gate_steps * _GATE_BATCH, seed, "pretrain-gate"
+    )
+    features = _all_features(mixture, examples, sorted(set(order)))
+    optimiser = torch.optim.AdamW(trainable.parameters(), lr=1e-3, weight_decay=0.0)
+    for step in range(layout.pretrain_gate_steps):
+        picked = torch.tensor(order[step * _GATE_BATCH : (step + 1) * _GATE_BATCH], device=device)
+        loss = F.nll_loss(trainable.log_gate(features[picked], None), experts[picked])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return {**initial, **trainable.of_client(0)}
+
+
+def _all_features(
+    mixture: Mixture, examples: Sequence[Tokenised], wanted: Sequence[int]
+) -> torch.Tensor:
+    """Gate inputs [examples, d] of the wanted examples' questions; zeros for the rest."""
+    features = torch.zeros(len(examples), mixture.backbone.hidden_size)
+    features = features.to(mixture.backbone.device)
+    for start in range(0, len(wanted), _GATE_BATCH):
+        rows = list(wanted[start : start + _GATE_BATCH])
+        batch = collate([replace(examples[i], answer=(0,)) for i in rows], features.device)
+        features[rows] = mixture.gate_features(mixture.prefix_states(batch), batch)
+    return features
+
+
+def vocabulary_prompts(
+    backbone: Backbone, mixture: Mixture, num_prompts: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random vocabulary tokens as the backbone sees them: ``prompt-init = vocab``.
+
+    Returns:
+        Their embeddings, for P¹, and their states at L_int, for the trainable prompts; both [K, d].
+    """
+    vocabulary = backbone.model.config.vocab_size
+    ids = numpy_generator(seed, "initial", "vocabulary").integers(0, vocabulary, num_prompts)
+    tokens = Tokenised(question=tuple(ids.tolist()), answer=(0,), task="")
+    batch = collate([tokens], backbone.device)
+    with torch.no_grad():
+        embedded = backbone.embed(batch.ids)[0]
+        states = mixture.prefix_states(batch)[0]
+    return embedded.float().cpu().numpy(), states.float().cpu().numpy()

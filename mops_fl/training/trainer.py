@@ -1,0 +1,158 @@
+"""A resident trainer: one backbone and one corpus, serving any client's messages.
+
+It knows nothing of Flower, so that whatever keeps a process alive between messages can hold one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from mops_fl.config import Config
+from mops_fl.data import Corpus, Tokenised, TokenisedCorpus, load_corpus, tokenise
+from mops_fl.models import Mixture, Trainable, describe, injection_layer, load_backbone
+from mops_fl.models.backbone import Backbone, load_tokenizer
+from mops_fl.models.source import ModelFacts
+from mops_fl.records import GATE, PRETRAINED, PROMPTS, Tensors
+from mops_fl.training.evaluation import Evaluation, evaluate
+from mops_fl.training.local import LocalData, LocalResult, draw_order, train
+from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
+from partitions import Share, shares, split
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one client holds, counted by task."""
+
+    train: dict[str, int]
+    test: dict[str, int]
+
+
+class Trainer:
+    """The backbone, the data and the forward pass of one configuration in one process."""
+
+    def __init__(self, config: Config, *, own_data: bool = False) -> None:
+        """Nothing is loaded before it is asked for.
+
+        Args:
+            config: the run.
+            own_data: the corpus is this client's alone, not one that is partitioned over all.
+        """
+        self.config, self._own_data = config, own_data
+        self._mixtures: dict[str, Mixture] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen LLaMA."""
+        return load_backbone(self.config.backbone)
+
+    @cached_property
+    def model_facts(self) -> ModelFacts:
+        """Sizes and digest of the backbone."""
+        return describe(self.config.backbone)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """All examples that this process can see."""
+        config = self.config
+        return load_corpus(config.data, config.seed, config.partition.partition_column)
+
+    @cached_property
+    def tokenised(self) -> TokenisedCorpus:
+        """The corpus as token ids."""
+        tokenizer = load_tokenizer(self.config.backbone)
+        return tokenise(self.corpus.examples, tokenizer, self.config.data.max_length)
+
+    @cached_property
+    def _shares(self) -> list[Share]:
+        config = self.config
+        if self._own_data:
+            indices = range(len(self.corpus.examples))
+            return [split(list(indices), config.data.test_fraction, config.seed, 0)]
+        return shares(self.corpus, config.data, config.partition, config.seed)
+
+    def _share(self, partition: int) -> Share:
+        return self._shares[0 if self._own_data else partition]
+
+    def _examples(self, indices: tuple[int, ...]) -> list[Tokenised]:
+        return [self.tokenised.examples[index] for index in indices]
+
+    def holding(self, partition: int) -> Holding:
+        """How many examples of each task a client trains and tests on."""
+        share = self._share(partition)
+
+        def count(indices: tuple[int, ...]) -> dict[str, int]:
+            held = [self.corpus.examples[index].task for index in indices]
+            return {task: held.count(task) for task in self.corpus.tasks}
+
+        return Holding(count(share.train), count(share.test))
+
+    def mixture(self, frozen: Tensors) -> Mixture:
+        """The forward pass past a pretrained prompt; the last one asked for is kept."""
+        pretrained = frozen.get(PRETRAINED)
+        key = "" if pretrained is None else hashlib.sha256(pretrained.tobytes()).hexdigest()
+        if key not in self._mixtures:
+            layout = self.config.prompts
+            tensor = None if pretrained is None else torch.tensor(pretrained)
+            layer = injection_layer(layout, self.backbone.num_layers)
+            self._mixtures = {key: Mixture(self.backbone, layout, layer, tensor)}
+        return self._mixtures[key]
+
+    def train(
+        self, partition: int, server_round: int, tensors: Tensors, frozen: Tensors
+    ) -> LocalResult:
+        """One client's local steps of one round.
+
+        Args:
+            partition: the client.
+            server_round: the round, from 1; with the seed it fixes the order of examples.
+            tensors: all trainable tensors of the method, the gate included.
+            frozen: P¹, where there is one.
+        """
+        config = self.config
+        examples = self._examples(self._share(partition).train)
+        wanted = config.train.local_steps * config.train.batch_size
+        order = draw_order(len(examples), wanted, config.seed, partition, server_round)
+        (result,) = train(
+            self.mixture(frozen),
+            [tensors],
+            [LocalData(examples, order)],
+            config.train,
+            train_gate=config.prompts.gate_sync != "frozen",
+        )
+        return result
+
+    def evaluate(self, partition: int, tensors: Tensors, frozen: Tensors) -> Evaluation:
+        """Losses and gate weights of one client's held-out examples."""
+        held_out = self._share(partition).test
+        limit = self.config.data.eval_samples or len(held_out)
+        trainable = Trainable([tensors], self.backbone.device)
+        return evaluate(self.mixture(frozen), trainable, self._examples(held_out[:limit]))
+
+    def pretrain(self, initial: Tensors) -> Tensors:
+        """Everything that is trained before round 1, on the training examples seen here.
+
+        Args:
+            initial: all trainable tensors of the method at their initial values.
+
+        Returns:
+            `initial` with `prompt-init` and the pretrained gate in place, and `pretrained` (P¹)
+            where there is one.
+        """
+        config, layout = self.config, self.config.prompts
+        examples = self._examples(tuple(i for share in self._shares for i in share.train))
+        start, tensors, frozen = initial[PROMPTS], dict(initial), Tensors()
+        if layout.prompt_init == "vocab":
+            start, tensors[PROMPTS] = vocabulary_prompts(
+                self.backbone, self.mixture({}), layout.num_prompts, config.seed
+            )
+        if layout.pretrain_prompt_steps:
+            frozen = pretrain_prompt(
+                self.backbone, layout, config.train, examples, start, config.seed
+            )
+        if GATE[0] in tensors and layout.pretrain_gate_steps:
+            tensors = pretrain_gate(
+                self.mixture(frozen), tensors, examples, self.corpus.tasks, config.seed
+            )
+        return {**tensors, **frozen}

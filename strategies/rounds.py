@@ -1,0 +1,55 @@
+"""What a strategy tells whoever watches it, round by round."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ArrayRecord
+
+from mops_fl.metrics import GateSum, Tally
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One client's training in one round."""
+
+    partition: int
+    examples: int
+    steps: int
+    tally: Tally
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainRound:
+    """A round's training, before its evaluation."""
+
+    server_round: int
+    rows: tuple[TrainRow, ...]
+    """Valid replies, by partition id."""
+    failures: dict[int, str]
+    """Partition id and reason of every reply that was not used."""
+    arrays: ArrayRecord
+    """The average."""
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class EvaluateRound:
+    """A round's evaluation over the global test set."""
+
+    server_round: int
+    tallies: dict[str, Tally]
+    gate: dict[str, GateSum]
+    failures: dict[int, str]
+    bytes_down: int
+
+
+class Observer(Protocol):
+    """Who is told of rounds as they end."""
+
+    def on_train(self, result: TrainRound) -> None:
+        """A round's training was aggregated."""
+
+    def on_evaluate(self, result: EvaluateRound) -> None:
+        """A round's evaluation was summed."""
