@@ -1,0 +1,7 @@
+"""Instruction data: loading, one prompt template, and tokens."""
+
+from mops_fl.data.corpus import Corpus, load_corpus
+from mops_fl.data.examples import Example
+from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
+
+__all__ = ["Corpus", "Example", "Tokenised", "TokenisedCorpus", "load_corpus", "tokenise"]
