@@ -15,6 +15,7 @@ from mops_fl.seeding import numpy_generator
 from mops_fl.training.local import LocalData, draw_order, train
 
 _GATE_BATCH = 16
+_GATE_LEARNING_RATE = 1e-2
 _GATE_EXAMPLES = 256
 
 
@@ -83,7 +84,7 @@ def pretrain_gate(
         len(examples), layout.pretrain_gate_steps * _GATE_BATCH, seed, "pretrain-gate"
     )
     features = _all_features(mixture, examples, sorted(set(order)))
-    optimiser = torch.optim.AdamW(trainable.parameters(), lr=1e-3, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(trainable.parameters(), lr=_GATE_LEARNING_RATE, weight_decay=0.0)
     for step in range(layout.pretrain_gate_steps):
         picked = torch.tensor(order[step * _GATE_BATCH : (step + 1) * _GATE_BATCH], device=device)
         loss = F.nll_loss(trainable.log_gate(features[picked], None), experts[picked])

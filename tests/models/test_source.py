@@ -1,0 +1,102 @@
+"""Finding, converting and refusing base models."""
+
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+import torch
+from tiny import save_tiny_llama
+
+from mops_fl.config import Config
+from mops_fl.errors import ConfigError, ModelError
+from mops_fl.models import check_backbone, describe
+from mops_fl.models.backbone import load_tokenizer
+from mops_fl.models.source import digest, find, prepared
+
+CONFIG = Config.from_flat({})
+
+
+def backbone_config(folder, dtype="float32"):
+    return replace(CONFIG.backbone, model=str(folder), dtype=dtype)
+
+
+def test_a_folder_in_the_wanted_type_is_used_in_place(tiny_llama):
+    assert prepared(backbone_config(tiny_llama)) == tiny_llama
+
+
+def test_another_type_is_converted_once(tiny_llama):
+    first = prepared(backbone_config(tiny_llama, "bfloat16"))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert first != tiny_llama
+    assert prepared(backbone_config(tiny_llama, "bfloat16")) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    assert load_tokenizer(backbone_config(first, "bfloat16")).eos_token == "</s>"
+
+
+def _prepare(folder):
+    return prepared(backbone_config(folder, "float16"))
+
+
+def test_two_processes_asking_at_once_make_one_whole_model(tmp_path):
+    folder = save_tiny_llama(tmp_path / "model", seed=3)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        made = set(pool.map(_prepare, [folder] * 4))
+    assert len(made) == 1
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(made.pop(), dtype="auto")
+    assert model.dtype == torch.float16
+
+
+def test_digest_follows_the_weights(tmp_path):
+    one, other = (save_tiny_llama(tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    again = save_tiny_llama(tmp_path / "again", seed=0)
+    assert digest(find(str(one))) == digest(find(str(again))) != digest(find(str(other)))
+
+
+def test_facts_come_without_weights(tiny_llama):
+    facts = describe(backbone_config(tiny_llama))
+    assert (facts.hidden_size, facts.num_layers) == (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "hub"),
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda f: _edit(f, model_type="gpt2"), "type 'gpt2'"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_unusable_models_are_refused(tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = save_tiny_llama(tmp_path / "model")
+    change(folder)
+    with pytest.raises(ModelError, match=message):
+        check_backbone(backbone_config(folder), CONFIG.prompts)
+
+
+def _edit(folder, **changes):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **changes}))
+
+
+def test_a_file_that_is_not_gguf_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_text("x")
+    with pytest.raises(ModelError, match="not GGUF"):
+        find(str(tmp_path / "model.bin"))
+
+
+def test_an_injection_layer_out_of_range_is_refused(tiny_llama):
+    with pytest.raises(ConfigError, match="injection-layer=4: the model has 4 layers"):
+        check_backbone(backbone_config(tiny_llama), replace(CONFIG.prompts, injection_layer=4))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_refused(tiny_llama, device):
+    with pytest.raises(ConfigError, match="device="):
+        check_backbone(replace(backbone_config(tiny_llama), device=device), CONFIG.prompts)
