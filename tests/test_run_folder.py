@@ -1,0 +1,144 @@
+"""Run folders: whole at every moment, refused when they do not fit, resumable."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mops_fl.config import Config
+from mops_fl.errors import RunError
+from mops_fl.files import made_once, replacing, write_text
+from mops_fl.metrics import GateSum, Tally
+from mops_fl.recorder import Recorder
+from mops_fl.records import to_array_record
+from mops_fl.run_folder import RunFolder
+from strategies import EvaluateRound, TrainRound, TrainRow
+
+FLAT = {"num-server-rounds": 4, "eval-every": 2}
+
+
+def create(path: Path) -> tuple[RunFolder, Recorder]:
+    config = Config.from_flat(FLAT)
+    folder = RunFolder.create(path, {"config": config.flat(), "method": "mops"})
+    return folder, Recorder(config, folder, -1)
+
+
+def play(recorder: Recorder, rounds) -> None:
+    """What a strategy and a Grid report of some rounds."""
+    for current in rounds:
+        if current:
+            recorder.on_replies("train", 0, 2)
+            row = TrainRow(3, 9, 5, Tally(4.0 + current, 2), 0.1)
+            arrays = to_array_record({"prompts": np.zeros(3)})
+            recorder.on_train(TrainRound(current, (row,), {7: "lost"}, arrays, 100, 200))
+        if current % 2 == 0:
+            recorder.on_replies("evaluate", 0, 2)
+            tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
+            gate = {"a": GateSum((1.0, 3.0), 4)}
+            recorder.on_evaluate(EvaluateRound(current, tallies, gate, {}, 50))
+        recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
+
+
+def test_a_whole_run_is_written(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    play(recorder, range(5))
+    recorder.finish(status="completed")
+    read = lambda name: (folder.path / name).read_text()  # noqa: E731
+    assert read("rounds.csv").startswith(
+        "round,task,nll,tokens,perplexity\n0,all,4.0,2,7.38905609893065\n0,a,1.0,1,2.71828182845904"
+    )
+    assert "2,a,1,0.75\n" in read("gate.csv")
+    assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")
+    assert read("clients.csv").splitlines()[1] == "1,3,9,5,5.0,2,0.1"
+    facts = json.loads(read("run.json"))
+    assert (facts["status"], facts["rounds_done"]) == ("completed", 4)
+    assert (facts["bytes_up"], facts["bytes_down"]) == (400, 4 * 200 + 3 * 50)
+    assert json.loads(read("progress.json"))["phase"] == "finished"
+    assert not list(folder.path.rglob("*.tmp"))
+
+
+def test_reopening_drops_what_is_after_the_last_whole_round(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    play(recorder, range(4))
+    whole = {name: (folder.path / name).read_bytes() for name in ("rounds.csv", "gate.csv")}
+    (folder.path / "checkpoints" / "round-003.safetensors").unlink()
+    config = Config.from_flat(FLAT)
+    reopened = RunFolder.reopen(folder.path, config.flat())
+    assert reopened.last_round() == 2
+    np.testing.assert_array_equal(reopened.load_checkpoint(2)["prompts"], np.full(3, 2.0))
+    again = Recorder(config, reopened, 2)
+    play(again, [3])
+    for name, content in whole.items():
+        assert (folder.path / name).read_bytes() == content
+    rounds = [line.split(",")[0] for line in (folder.path / "train.csv").read_text().split()]
+    assert rounds == ["round", "1", "2", "3"]
+
+
+def test_an_existing_folder_is_refused(tmp_path):
+    create(tmp_path / "run")
+    with pytest.raises(RunError, match="exists: choose another, or carry it on with --resume"):
+        create(tmp_path / "run")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write run-dir"):
+        create(tmp_path / "file" / "run")
+
+
+def test_what_cannot_be_resumed_says_why(tmp_path):
+    config = Config.from_flat(FLAT)
+    with pytest.raises(RunError, match=r"no readable run\.json"):
+        RunFolder.reopen(tmp_path, config.flat())
+    folder, recorder = create(tmp_path / "run")
+    other = Config.from_flat({**FLAT, "seed": 5})
+    with pytest.raises(RunError, match="seed=5 but the run in .* has 0"):
+        RunFolder.reopen(folder.path, other.flat())
+    recorder.finish(status="completed")
+    with pytest.raises(RunError, match="is complete"):
+        RunFolder.reopen(folder.path, config.flat())
+
+
+def test_time_left_falls_as_rounds_end(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    left = []
+    for current in range(4):
+        play(recorder, [current])
+        recorder.on_replies("train", 0, 2)
+        recorder._round -= 1  # `on_replies` began a round that `play` begins again
+        left.append(json.loads((folder.path / "progress.json").read_text())["seconds_left"])
+    assert left[0] is None
+    assert left[1] >= left[2] >= left[3] >= 0
+
+
+def test_replacing_leaves_the_old_file_when_the_new_one_fails(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def half_write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        half_write()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_made_once_forgets_what_was_not_finished(tmp_path):
+    def fail() -> None:
+        with made_once(tmp_path / "made") as made:
+            (made.folder / "part").write_text("half")
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert not (tmp_path / "made").exists()
+    with made_once(tmp_path / "made") as made:
+        assert list(made.folder.iterdir()) == []
+        (made.folder / "part").write_text("whole")
+    with made_once(tmp_path / "made") as made:
+        assert made.folder is None
+        assert (made.target / "part").read_text() == "whole"
