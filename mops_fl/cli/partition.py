@@ -1,0 +1,45 @@
+"""`mops-fl partition`: who gets what, without training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mops_fl.cli import options
+from mops_fl.cli.run import console
+
+
+def partition(
+    values: options.Values = None,
+    config_file: options.ConfigFile = None,
+    clients: options.Clients = None,
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("partition.png"),
+) -> None:
+    """Print and draw which client holds which examples under a configuration."""
+    config = options.configure(config_file, clients, values)
+
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from mops_fl.data import load_corpus
+    from partitions import report, shares
+
+    corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
+    parts = shares(corpus, config.data, config.partition, config.seed)
+    held = report.table(corpus, parts)
+    title = report.describe(config.partition)
+    totals = held.groupby("partition")[["train", "test"]].sum()
+    counts = held.assign(examples=held["train"] + held["test"]).pivot(
+        index="partition", columns="task", values="examples"
+    )[list(corpus.tasks)]
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("client", *map(str, range(len(corpus.tasks))), "train", "test"):
+        table.add_column(heading, justify="right")
+    for client, row in counts.join(totals).iterrows():
+        table.add_row(str(client), *map(str, row))
+    table.add_section()
+    table.add_row("all", *map(str, counts.join(totals).sum()))
+    console.print(table)
+    console.print("tasks:", ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks)))
+    report.draw(held, out, title)
+    console.print(str(out.resolve()))

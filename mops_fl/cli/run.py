@@ -1,0 +1,102 @@
+"""Preparing and running one simulated run: what `simulate` and `compare` share."""
+
+import datetime
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mops_fl.cli.progress import watching
+from mops_fl.config import Config, app_folder
+from mops_fl.errors import MopsError, RunError
+from mops_fl.flower.home import Resources
+from mops_fl.flower.launch import launch
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class RunFailedError(MopsError):
+    """A run that started and did not end well."""
+
+
+class StoppedError(MopsError):
+    """A run that was stopped on request."""
+
+
+def default_name(config: Config) -> str:
+    """Method, dataset and the time."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{config.method}-{config.data.dataset}-{now}"
+
+
+def placed(config: Config, runs_dir: Path, name: str) -> Config:
+    """The configuration with its run folder.
+
+    Raises:
+        RunError: the folder exists, or could not be written.
+    """
+    folder = (runs_dir / name).expanduser().resolve()
+    if folder.parent != runs_dir.expanduser().resolve():
+        raise RunError(f"--name {name!r} must be the name of a folder, without slashes")
+    if folder.exists():
+        raise RunError(
+            f"the run folder {folder} exists: give another --name, or carry it on with --resume"
+        )
+    _check_writable(folder.parent)
+    return replace(config, run_dir=str(folder))
+
+
+def check(config: Config) -> None:
+    """Find what is wrong with the data, the partition or the model before Flower starts.
+
+    Raises:
+        MopsError: something is.
+    """
+    with console.status("checking data and model"):
+        from mops_fl.data import load_corpus
+        from mops_fl.models import check_backbone
+        from partitions import shares
+
+        corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
+        shares(corpus, config.data, config.partition, config.seed)
+        check_backbone(config.backbone, config.prompts)
+
+
+def execute(config: Config, resources: Resources) -> Path:
+    """Run to the end, showing progress; the run folder.
+
+    Raises:
+        RunFailedError: the run failed.
+        StoppedError: SIGINT or SIGTERM stopped it.
+    """
+    folder = Path(config.run_dir)
+    console.print(f"[bold]{folder.name}[/bold]  {_summary(config, resources)}")
+    try:
+        with watching(folder, console) as watch:
+            outcome = launch(app_folder(), config.flat(), resources, watch)
+    except RunError as error:
+        raise RunFailedError(f"{folder.name} failed: {error}") from error
+    if outcome.verdict.status == "completed":
+        return folder
+    if outcome.verdict.status == "stopped":
+        raise StoppedError(f"{folder.name} was stopped; log: {outcome.log}")
+    raise RunFailedError(f"{folder.name} failed: {outcome.verdict.error}; log: {outcome.log}")
+
+
+def _summary(config: Config, resources: Resources) -> str:
+    where = resources.ray_address or f"{resources.workers} at a time"
+    return (
+        f"{config.backbone.model} on {config.data.dataset}; {resources.clients} clients, "
+        f"{config.federation.active_clients} active a round, {where}; "
+        f"{config.federation.num_server_rounds} rounds of {config.train.local_steps} steps"
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--runs-dir {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"--runs-dir {folder} cannot be written: no permission")

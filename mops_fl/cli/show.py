@@ -1,0 +1,20 @@
+"""`mops-fl show`: one run as tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mops_fl.cli import tables
+from mops_fl.cli.run import console
+
+
+def show(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Show a run: its facts, perplexity per round and task, work and bytes."""
+    from mops_fl.results import Run
+
+    read = Run.read(run)
+    console.print(tables.facts(read))
+    console.print(tables.comparison([read]))
+    console.print(tables.per_task(read))
+    console.print(tables.work(read))

@@ -1,0 +1,179 @@
+"""What one run of Flower needs around it: a folder of its own, an environment, the app, a config.
+
+Nothing is shared between two runs: each has its own `FLWR_HOME`, port, working directory and Ray
+folder, so that any number of them may run on one machine at the same time.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mops_fl.config import Scalar
+from mops_fl.errors import RunError
+from mops_fl.files import cache_folder
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray may use, and for how many virtual clients."""
+
+    clients: int
+    cpus_per_client: int
+    gpus_per_client: float
+    workers: int
+    """Client processes at a time; unused with `ray_address`, where the cluster decides."""
+    ray_address: str = ""
+    """An existing Ray cluster; empty for one that lives as long as the run."""
+
+    @property
+    def federation_config(self) -> str:
+        """The text of Flower's ``--federation-config``."""
+        values: dict[str, Scalar] = {
+            "num-supernodes": self.clients,
+            "client-resources-num-cpus": self.cpus_per_client,
+            "client-resources-num-gpus": float(self.gpus_per_client),
+        }
+        if not self.ray_address:
+            values["init-args-num-cpus"] = self.workers * self.cpus_per_client
+        return " ".join(f"{key}={value}" for key, value in values.items())
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds everything of one launch, outside its run folder."""
+
+    folder: Path
+    ray_folder: Path
+    port: int
+    """Where the SuperLink of this launch listens on 127.0.0.1."""
+
+    @classmethod
+    def create(cls) -> "Home":
+        """A new one in the cache.
+
+        Raises:
+            RunError: the cache cannot be written.
+        """
+        parent = cache_folder() / "flower"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=parent)).resolve()
+            # Ray's socket paths must stay short, so its folder is not inside the cache.
+            ray_folder = Path(tempfile.mkdtemp(prefix="mops-", dir=os.environ.get("RAY_TMPDIR")))
+            home = cls(folder, ray_folder, _free_port())
+            home.work.mkdir()
+        except OSError as error:
+            raise RunError(
+                f"cannot write {error.filename or parent}: {error.strerror}; "
+                "MOPS_FL_CACHE names another cache folder"
+            ) from error
+        return home
+
+    @property
+    def work(self) -> Path:
+        """The neutral working directory: Ray's workers would import code that lies there."""
+        return self.folder / "work"
+
+    @property
+    def app(self) -> Path:
+        """The staged app."""
+        return self.folder / "app"
+
+    @property
+    def run_config(self) -> Path:
+        """The flat configuration, as Flower reads it."""
+        return self.folder / "run.toml"
+
+    @property
+    def log(self) -> Path:
+        """What `flwr run --stream` prints."""
+        return self.folder / "flower.log"
+
+    @property
+    def superlink_log(self) -> Path:
+        """What the SuperLink prints."""
+        return self.folder / "superlink.log"
+
+    def prepare(self, app: Path, flat: Mapping[str, Scalar]) -> None:
+        """Write what Flower reads: the connection, the configuration and a copy of the app.
+
+        The copy makes the bundle the same from a checkout and from an installed wheel.
+
+        Raises:
+            RunError: there is no permission or no space to write.
+        """
+        try:
+            self._write_configs(flat)
+            self._copy(app)
+        except OSError as error:
+            self.remove()
+            raise RunError(f"cannot stage the Flower app in {self.folder}: {error}") from error
+
+    def remove(self) -> None:
+        """Delete everything of this launch."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
+
+    def environment(self, ray_address: str) -> dict[str, str]:
+        """The environment of every process of this launch."""
+        return {
+            **os.environ,
+            "FLWR_HOME": str(self.folder),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ADDRESS": ray_address or "local",
+            "RAY_TMPDIR": str(self.ray_folder),
+            "PYTHONUNBUFFERED": "1",
+            # Flower's own client would send even 127.0.0.1 through a proxy.
+            **{name: f"127.0.0.1,{os.environ.get(name, '')}" for name in ("NO_PROXY", "no_proxy")},
+            # Flower's commands are found even where the virtual environment is not activated.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        }
+
+    def _write_configs(self, flat: Mapping[str, Scalar]) -> None:
+        connection: dict[str, Scalar] = {"address": f"127.0.0.1:{self.port}", "insecure": True}
+        text = '[superlink]\ndefault = "local"\n[superlink.local]\n' + _toml(connection)
+        (self.folder / "config.toml").write_text(text, encoding="utf-8")
+        self.run_config.write_text(_toml(flat), encoding="utf-8")
+
+    def _copy(self, app: Path) -> None:
+        self.app.mkdir()
+        for source in _app_parts(app):
+            if source.is_dir():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, self.app / source.name, ignore=ignore)
+            else:
+                shutil.copyfile(source, self.app / source.name)
+
+
+def _app_parts(app: Path) -> list[Path]:
+    """The app's ``pyproject.toml`` and the folders of its ``fab-include``."""
+    settings = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["flwr"]["app"]["fab-include"]
+    packages = dict.fromkeys(pattern.split("/")[0] for pattern in patterns)
+    # In an installed wheel pyproject.toml lies inside the first package, not beside it.
+    root = app if (app / next(iter(packages))).is_dir() else app.parent
+    return [app / "pyproject.toml", *(root / package for package in packages)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _toml(values: Mapping[str, Scalar]) -> str:
+    # JSON's strings, whole numbers, floats and booleans are TOML's too.
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
+    )

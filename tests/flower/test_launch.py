@@ -1,0 +1,138 @@
+"""Real Flower runs of a toy app, ending in every way that a run can end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+HERE = Path(__file__).parent
+
+
+def start(run_dir: Path, behaviour: str, app: Path | None = None) -> subprocess.Popen:
+    arguments = [str(run_dir), behaviour, *([str(app)] if app else [])]
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "drive.py"), *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+def outcome(process: subprocess.Popen) -> dict:
+    return json.loads(process.communicate(timeout=120)[0])
+
+
+def facts(run_dir: Path) -> dict:
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def homes() -> Path:
+    return Path(os.environ["MOPS_FL_CACHE"]) / "flower"
+
+
+def processes() -> list[psutil.Process]:
+    """Every process with a FLWR_HOME below this test session's cache."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FLWR_HOME", "").startswith(str(homes())):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def wait_for_workers() -> None:
+    """Until client actors are at work."""
+    wait_for(lambda: any("ClientAppActor.run" in " ".join(p.cmdline()) for p in processes()))
+
+
+def only(command: str) -> psutil.Process:
+    (found,) = [p for p in processes() if any(part.endswith(command) for part in p.cmdline())]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    shutil.rmtree(homes(), ignore_errors=True)
+    yield
+    wait_for(lambda: not processes(), seconds=20)
+
+
+def test_two_at_once_end_each_with_its_own_truth(tmp_path):
+    good = start(tmp_path / "good", "well")
+    bad = start(tmp_path / "bad", "raise")
+    log = tmp_path / "good" / "flower.log"
+    assert outcome(good) == {"status": "completed", "error": None, "log": str(log)}
+    ended = outcome(bad)
+    assert ended["status"] == "failed"
+    assert ended["error"] == "no, not with 2 replies"
+    assert facts(tmp_path / "good")["status"] == "completed"
+    assert facts(tmp_path / "bad")["error"] == "no, not with 2 replies"
+    assert "Starting Flower Simulation" in log.read_text()
+    assert (tmp_path / "good" / "superlink.log").stat().st_size
+    assert list(homes().iterdir()) == []
+
+
+def test_ctrl_c_stops_the_run(tmp_path):
+    process = start(tmp_path / "run", "slow")
+    wait_for_workers()
+    process.send_signal(signal.SIGINT)
+    assert outcome(process)["status"] == "stopped"
+    assert facts(tmp_path / "run")["status"] == "stopped"
+    assert processes() == []
+
+
+def test_a_killed_launcher_leaves_no_process_and_a_true_status(tmp_path):
+    process = start(tmp_path / "run", "slow")
+    wait_for_workers()
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not processes(), seconds=20)
+    wait_for(lambda: facts(tmp_path / "run")["status"] == "failed", seconds=5)
+    assert facts(tmp_path / "run")["error"] == "mops-fl was killed"
+    wait_for(lambda: not list(homes().iterdir()), seconds=5)
+
+
+def test_a_killed_simulation_is_a_failure(tmp_path):
+    process = start(tmp_path / "run", "slow")
+    wait_for_workers()
+    only("flwr-simulation").kill()
+    assert "died without a word" in outcome(process)["error"]
+    assert facts(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_killed_guard_is_a_failure_and_leaves_nothing(tmp_path):
+    process = start(tmp_path / "run", "slow")
+    wait_for_workers()
+    only("mops_fl.flower.guard").kill()
+    assert "SuperLink" in outcome(process)["error"]
+    assert facts(tmp_path / "run")["status"] == "failed"
+    assert processes() == []
+    assert list(homes().iterdir()) == []
+
+
+def test_an_app_that_flower_refuses(tmp_path):
+    app = tmp_path / "broken"
+    shutil.copytree(HERE / "toy", app)
+    text = (app / "pyproject.toml").read_text()
+    (app / "pyproject.toml").write_text(text.replace("toy.server:app", "toy.nowhere:app"))
+    ended = outcome(start(tmp_path / "run", "well", app))
+    assert ended["status"] == "failed"
+    assert "nowhere" in ended["error"]
+    assert not (tmp_path / "run").exists()
+    assert "nowhere" in Path(ended["log"]).read_text()
