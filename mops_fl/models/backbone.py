@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     model = LlamaForCausalLM.from_pretrained(
         prepared(config), dtype=getattr(torch, config.dtype), local_files_only=True
     )
-    return Backbone(model.to(device))
+    return Backbone(cast(LlamaForCausalLM, model.to(device=device)))
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:

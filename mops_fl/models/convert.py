@@ -1,6 +1,7 @@
 """Writing a base model as safetensors in one type, with its tokenizer."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -25,10 +26,10 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelError(f"model={model!r} cannot be read from {source.path}: {error}") from error
-    plain = _without_origin(loaded)
+    plain = _without_origin(cast(LlamaForCausalLM, loaded))
     if source.gguf:
         # transformers 5.17 gives a GGUF tokenizer its begin token as end token too.
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plain.config.eos_token_id)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(cast(int, plain.config.eos_token_id))
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
