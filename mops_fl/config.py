@@ -14,9 +14,12 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from mops_fl.compression import Compression, parse
 from mops_fl.errors import ConfigError
 
 Scalar = str | int | float | bool
+
+DATASETS = ("skills", "dolly", "superni", "jsonl")
 
 
 def _choice(*values: str) -> Any:
@@ -31,7 +34,7 @@ def _positive(*, below: float = math.inf) -> Any:
     return field(metadata={"low": math.ulp(0.0), "below": below})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The frozen LLaMA."""
 
@@ -41,13 +44,29 @@ class BackboneConfig:
     """Type of the frozen weights and of the activations; trainable tensors are float32 always."""
     device: str
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    compression: str
+    """`none`, `unstructured-<percent>`, `<N>:<M>` (N of every M pruned), `int8`, `nf4`, or a
+    pruning and a quantisation joined by `+`."""
+    calibration: str = _choice(*DATASETS)
+    """Dataset whose rows SparseGPT prunes by."""
+    calibration_path: str
+    """Its `data-path`."""
+    calibration_tasks: str
+    """Its `tasks`."""
+    calibration_samples: int = _at_least(1)
+    """Rows that SparseGPT sees; 128 in its paper."""
+
+    @property
+    def spec(self) -> Compression:
+        """The compression, parsed."""
+        return parse(self.compression)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which examples there are, and how long."""
 
-    dataset: str = _choice("skills", "dolly", "superni", "jsonl")
+    dataset: str = _choice(*DATASETS)
     data_path: str
     """File or folder; may be empty for `skills` (generated) and `dolly` (from the hub)."""
     tasks: str
@@ -67,7 +86,7 @@ class DataConfig:
         return tuple(name.strip() for name in self.tasks.split(",") if name.strip())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartitionConfig:
     """Which client holds which examples."""
 
@@ -81,7 +100,7 @@ class PartitionConfig:
     num_clients: int = _at_least(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptConfig:
     """The trainable prompts and the gate (paper, section "Mixture of Experts (MoPs) Design")."""
 
@@ -114,7 +133,7 @@ class PromptConfig:
         return self.experts * self.prompts_per_expert
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One client's work in one round."""
 
@@ -126,7 +145,7 @@ class TrainConfig:
     """AdamW's, without weight decay."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FederationConfig:
     """The rounds."""
 
@@ -137,9 +156,14 @@ class FederationConfig:
     """Rounds between evaluations; round 0 and the last one are always evaluated."""
     min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
     """Share of the asked clients that must answer validly; below it the run fails."""
+    engine: str = _choice("clients", "cohort", "auto")
+    """`clients`: Flower's own, one client a task; `cohort`: several in one forward; `auto`: the
+    latter on CUDA. Simulation only: in a deployment every node runs its own client."""
+    cohort_size: int = _at_least(0)
+    """Clients in one forward; 0 for a worker's whole share on CUDA, and for 5 on the CPU."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -169,11 +193,11 @@ class Config:
                 f"active-clients={active} is more than num-clients={clients}: "
                 f"choose active-clients of at most {clients}"
             )
-        if self.data.dataset in ("superni", "jsonl") and not self.data.data_path:
-            raise ConfigError(
-                f"dataset={self.data.dataset} needs data-path: "
-                + ("a folder of task files" if self.data.dataset == "superni" else "a JSONL file")
-            )
+        _check_path("dataset", self.data.dataset, "data-path", self.data.data_path)
+        backbone = self.backbone
+        if backbone.spec.pruning:
+            path = backbone.calibration_path
+            _check_path("calibration", backbone.calibration, "calibration-path", path)
         wants_column = self.partition.partition == "natural-id"
         if wants_column != bool(self.partition.partition_column):
             raise ConfigError(
@@ -285,6 +309,12 @@ def _typed(key: str, value: Scalar, kind: Any) -> Scalar:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise ConfigError(f"{key}={value!r}: must be {names[kind]}")
     return value
+
+
+def _check_path(key: str, dataset: str, path_key: str, path: str) -> None:
+    if dataset in ("superni", "jsonl") and not path:
+        kind = "a folder of task files" if dataset == "superni" else "a JSONL file"
+        raise ConfigError(f"{key}={dataset} needs {path_key}: {kind}")
 
 
 def _check_fields(owner: Any) -> None:

@@ -129,7 +129,7 @@ class RunFolder:
         if not file.is_file():
             return []
         with file.open(encoding="utf-8", newline="") as stream:
-            rows: list[Sequence[Any]] = list(csv.reader(stream))[1:]
+            rows: list[Sequence[Any]] = [*csv.reader(stream)][1:]
         if COLUMNS[name][0] != "round":
             return rows
         return [row for row in rows if int(row[0]) <= last]

@@ -3,6 +3,7 @@
 Modules of commands import heavy things inside their functions, so that `mops-fl --help` is quick.
 """
 
+import re
 import sys
 import textwrap
 
@@ -44,5 +45,7 @@ def main() -> None:
 
 
 def _exit(code: int, message: str) -> None:
-    print("mops-fl:", textwrap.shorten(message, 2000, placeholder=" ..."), file=sys.stderr)
+    # A client's exception comes through Ray, in colours and with its traceback.
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    print("mops-fl:", textwrap.shorten(plain, 2000, placeholder=" ..."), file=sys.stderr)
     raise SystemExit(code)

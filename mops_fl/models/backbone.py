@@ -2,17 +2,17 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mops_fl.config import BackboneConfig
 from mops_fl.errors import ConfigError
 from mops_fl.models.attention import NAME
-from mops_fl.models.source import prepared
+from mops_fl.models.source import prepared, weights
 
 
 class Backbone:
@@ -107,9 +107,13 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     device = resolve_device(config.device)
     logging.disable_progress_bar()
     model = LlamaForCausalLM.from_pretrained(
-        prepared(config), dtype=getattr(torch, config.dtype), local_files_only=True
+        weights(config), dtype=getattr(torch, config.dtype), local_files_only=True
     )
-    return Backbone(cast(LlamaForCausalLM, model.to(device=device)))
+    if config.spec.quantisation:
+        from mops_fl.compression.quantise import quantise
+
+        quantise(model, config.spec.quantisation, device)
+    return Backbone(nn.Module.to(model, device))
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:

