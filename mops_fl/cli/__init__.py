@@ -10,6 +10,7 @@ import textwrap
 import typer
 
 from mops_fl.cli.compare import compare
+from mops_fl.cli.compress import compress
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
 from mops_fl.cli.run import RunFailedError, StoppedError
@@ -17,7 +18,7 @@ from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, compare, plot, show, partition)
+COMMANDS = (simulate, compare, plot, show, partition, compress)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""

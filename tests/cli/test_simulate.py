@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from mops_fl.config import app_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 COMMAND = [str(Path(sys.executable).with_name("mops-fl"))]

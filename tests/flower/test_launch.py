@@ -1,5 +1,6 @@
 """Real Flower runs of a toy app, ending in every way that a run can end."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,16 +14,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 
 
+STARTED: list[subprocess.Popen] = []
+
+
 def start(run_dir: Path, behaviour: str, app: Path | None = None) -> subprocess.Popen:
     arguments = [str(run_dir), behaviour, *([str(app)] if app else [])]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(HERE / "drive.py"), *arguments], stdout=subprocess.PIPE, text=True
     )
+    STARTED.append(process)
+    return process
 
 
 def outcome(process: subprocess.Popen) -> dict:
@@ -37,19 +43,17 @@ def homes() -> Path:
     return Path(os.environ["MOPS_FL_CACHE"]) / "flower"
 
 
-def processes() -> list[psutil.Process]:
-    """Every process with a FLWR_HOME below this test session's cache."""
-    found = []
+def processes() -> dict[int, list[str]]:
+    """The command line of every process with a FLWR_HOME below this test session's cache."""
+    found = {}
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             if process.environ().get("FLWR_HOME", "").startswith(str(homes())):
-                found.append(process)
-        except psutil.Error:
-            pass
+                found[process.pid] = process.cmdline()
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -58,19 +62,21 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def wait_for_workers() -> None:
     """Until client actors are at work."""
-    wait_for(lambda: any("ClientAppActor.run" in " ".join(p.cmdline()) for p in processes()))
+    wait_for(lambda: any("ray::ClientAppActor.run" in line for line in processes().values()))
 
 
-def only(command: str) -> psutil.Process:
-    (found,) = [p for p in processes() if any(part.endswith(command) for part in p.cmdline())]
-    return found
+def kill(command: str) -> None:
+    (pid,) = [p for p, line in processes().items() if any(part.endswith(command) for part in line)]
+    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left():
     shutil.rmtree(homes(), ignore_errors=True)
     yield
-    wait_for(lambda: not processes(), seconds=20)
+    while STARTED:
+        STARTED.pop().kill()
+    wait_for(lambda: not processes(), seconds=30)
 
 
 def test_two_at_once_end_each_with_its_own_truth(tmp_path):
@@ -94,7 +100,7 @@ def test_ctrl_c_stops_the_run(tmp_path):
     process.send_signal(signal.SIGINT)
     assert outcome(process)["status"] == "stopped"
     assert facts(tmp_path / "run")["status"] == "stopped"
-    assert processes() == []
+    assert processes() == {}
 
 
 def test_a_killed_launcher_leaves_no_process_and_a_true_status(tmp_path):
@@ -111,7 +117,7 @@ def test_a_killed_launcher_leaves_no_process_and_a_true_status(tmp_path):
 def test_a_killed_simulation_is_a_failure(tmp_path):
     process = start(tmp_path / "run", "slow")
     wait_for_workers()
-    only("flwr-simulation").kill()
+    kill("flwr-simulation")
     assert "died without a word" in outcome(process)["error"]
     assert facts(tmp_path / "run")["status"] == "failed"
 
@@ -119,10 +125,10 @@ def test_a_killed_simulation_is_a_failure(tmp_path):
 def test_a_killed_guard_is_a_failure_and_leaves_nothing(tmp_path):
     process = start(tmp_path / "run", "slow")
     wait_for_workers()
-    only("mops_fl.flower.guard").kill()
+    kill("mops_fl.flower.guard")
     assert "SuperLink" in outcome(process)["error"]
     assert facts(tmp_path / "run")["status"] == "failed"
-    assert processes() == []
+    assert processes() == {}
     assert list(homes().iterdir()) == []
 
 
