@@ -173,6 +173,9 @@ class Config:
     """Folder that the run writes; empty for a new one in the cache."""
     resume: bool
     """Carry on in `run-dir` after its last whole round."""
+    prefix_store_gb: float = _at_least(0)
+    """10⁹ bytes for states at L_int, which are then computed once an example: on disk for all runs
+    together, or in GPU memory; 0 for none."""
     backbone: BackboneConfig
     data: DataConfig
     partition: PartitionConfig

@@ -68,8 +68,9 @@ def gate_figure(run: Path, path: Path) -> None:
         RunError: the run folder cannot be read, or `path` cannot be written.
     """
     read = Run.read(Path(run))
+    order = list(read.gate["task"].unique())
     weights = {
-        number: rows.pivot(index="task", columns="expert", values="weight")
+        number: rows.pivot(index="task", columns="expert", values="weight").loc[order]
         for number, rows in read.gate.groupby("round")
     }
     shown = sorted({min(weights), max(weights)})

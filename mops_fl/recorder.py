@@ -62,19 +62,21 @@ class Recorder:
         """Write a round's evaluation."""
         self._end_phase()
         overall = total(result.tallies)
+        order = self._folder.tasks()
+        tasks = [task for task in order if task in result.tallies]
         self._perplexity = overall.perplexity
         self._folder.add_rows(
             "rounds.csv",
             (
                 (result.server_round, task, tally.nll, tally.tokens, tally.perplexity)
-                for task, tally in {TOTAL: overall, **result.tallies}.items()
+                for task, tally in [(TOTAL, overall), *((t, result.tallies[t]) for t in tasks)]
             ),
         )
         if result.gate:
             rows = (
                 (result.server_round, task, expert, weight)
-                for task, gate in result.gate.items()
-                for expert, weight in enumerate(gate.mean)
+                for task in tasks
+                for expert, weight in enumerate(result.gate[task].mean)
             )
             self._folder.add_rows("gate.csv", rows)
         if result.failures:

@@ -100,6 +100,10 @@ class RunFolder:
         csv.writer(text, lineterminator="\n").writerows([COLUMNS[name], *table])
         write_text(self.path / name, text.getvalue())
 
+    def tasks(self) -> list[str]:
+        """Task names in the order of partition.csv, which is that of the experts."""
+        return list(dict.fromkeys(str(row[1]) for row in self._rows.get("partition.csv", [])))
+
     def save_checkpoint(self, server_round: int, tensors: Tensors) -> None:
         """Write all tensors that a later round needs, and make the round whole."""
         with replacing(self._checkpoint(server_round)) as temporary:

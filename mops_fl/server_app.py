@@ -11,6 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
+from mops_fl.engine import engine_grid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
 from mops_fl.grid import WatchedGrid
@@ -28,7 +29,7 @@ from mops_fl.records import (
     whole,
 )
 from mops_fl.run_folder import RunFolder, now
-from strategies import STRATEGIES
+from strategies import STRATEGIES, error_text
 
 _PATIENCE_SECONDS = 60.0
 """How long to wait for a further node to connect."""
@@ -71,7 +72,8 @@ def main(grid: Grid, context: Context) -> None:
     log(logging.INFO, "run folder: %s", path)
     recorder = Recorder(config, folder, folder.last_round())
     try:
-        _run(config, folder, recorder, WatchedGrid(grid, recorder.on_replies))
+        grid = WatchedGrid(engine_grid(config, grid), recorder.on_replies)
+        _run(config, folder, recorder, grid)
     except BaseException as error:
         reason = str(error) or type(error).__name__
         recorder.finish(status="failed", error=reason, finished=now())
@@ -148,8 +150,8 @@ def _find_clients(grid: Grid, expected: int) -> Clients:
         for key in ("hidden-size", "num-layers"):
             if answers[node][key] != first[key]:
                 raise RunError(
-                    f"client {partition} has a model of {key}={whole(answers[node], key)}, client 0 of "
-                    f"{whole(first, key)}: all clients must hold the same backbone"
+                    f"client {partition} has a model of {key}={whole(answers[node], key)}, "
+                    f"client 0 of {whole(first, key)}: all clients must hold the same backbone"
                 )
     holdings = [
         (partition, task, train, test)
@@ -211,7 +213,7 @@ def _ask(grid: Grid, action: str, node_ids: list[int], content: RecordDict) -> l
     )
     for reply in replies:
         if reply.has_error():
-            raise RunError(f"a client could not {action}: {reply.error.reason}")
+            raise RunError(f"a client could not {action}: {error_text(reply)}")
     if len(replies) < len(node_ids):
         raise RunError(f"{len(node_ids) - len(replies)} clients did not answer '{action}'")
     return replies

@@ -6,6 +6,7 @@ They import no model code: a method is the names of the tensors that it averages
 from strategies.fedprompt import FedPrompt
 from strategies.mops import MoPs
 from strategies.prompt_fedavg import PromptFedAvg
+from strategies.replies import error_text
 from strategies.rounds import EvaluateRound, Observer, TrainRound, TrainRow
 from strategies.sampling import sample_partitions
 
@@ -21,5 +22,6 @@ __all__ = [
     "PromptFedAvg",
     "TrainRound",
     "TrainRow",
+    "error_text",
     "sample_partitions",
 ]

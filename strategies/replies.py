@@ -51,9 +51,15 @@ def evaluate_fault(reply: Message) -> str | None:
     return _common_fault(reply)
 
 
+def error_text(reply: Message) -> str:
+    """The cause in an error reply; Flower puts a traceback before a client's own words."""
+    reason = reply.error.reason or f"error code {reply.error.code}"
+    return " ".join(reason.rsplit("Message: ", 1)[-1].split())
+
+
 def _common_fault(reply: Message) -> str | None:
     if reply.has_error():
-        return reply.error.reason or f"error code {reply.error.code}"
+        return error_text(reply)
     metrics = reply.content.get(METRICS)
     if not isinstance(metrics, MetricRecord):
         return f"no metric record '{METRICS}'"

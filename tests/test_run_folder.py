@@ -21,6 +21,7 @@ FLAT = {"num-server-rounds": 4, "eval-every": 2}
 def create(path: Path) -> tuple[RunFolder, Recorder]:
     config = Config.from_flat(FLAT)
     folder = RunFolder.create(path, {"config": config.flat(), "method": "mops"})
+    folder.add_rows("partition.csv", [(0, "b", 1, 1), (0, "a", 1, 1)])
     return folder, Recorder(config, folder, -1)
 
 
@@ -35,7 +36,7 @@ def play(recorder: Recorder, rounds) -> None:
         if current % 2 == 0:
             recorder.on_replies("evaluate", 0, 2)
             tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
-            gate = {"a": GateSum((1.0, 3.0), 4)}
+            gate = {"a": GateSum((1.0, 3.0), 4), "b": GateSum((2.0, 2.0), 4)}
             recorder.on_evaluate(EvaluateRound(current, tallies, gate, {}, 50))
         recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
 
@@ -46,7 +47,7 @@ def test_a_whole_run_is_written(tmp_path):
     recorder.finish(status="completed")
     read = lambda name: (folder.path / name).read_text()  # noqa: E731
     assert read("rounds.csv").startswith(
-        "round,task,nll,tokens,perplexity\n0,all,4.0,2,7.38905609893065\n0,a,1.0,1,2.71828182845904"
+        "round,task,nll,tokens,perplexity\n0,all,4.0,2,7.38905609893065\n0,b,3.0,1,20.0855"
     )
     assert "2,a,1,0.75\n" in read("gate.csv")
     assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")
@@ -93,7 +94,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         RunFolder.reopen(tmp_path, config.flat())
     folder, recorder = create(tmp_path / "run")
     other = Config.from_flat({**FLAT, "seed": 5})
-    with pytest.raises(RunError, match="seed=5 but the run in .* has 0"):
+    with pytest.raises(RunError, match=r"seed=5 but the run in .* has 0"):
         RunFolder.reopen(folder.path, other.flat())
     recorder.finish(status="completed")
     with pytest.raises(RunError, match="is complete"):

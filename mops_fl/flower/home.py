@@ -18,6 +18,7 @@ from pathlib import Path
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
+from mops_fl.provenance import COMMIT_VARIABLE, commit
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Home:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            COMMIT_VARIABLE: commit(),
             "RAY_ADDRESS": ray_address or "local",
             "RAY_TMPDIR": str(self.ray_folder),
             "PYTHONUNBUFFERED": "1",

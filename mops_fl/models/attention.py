@@ -2,18 +2,28 @@
 
 transformers calls a registered function with queries, keys and values, and asks whatever was given
 as `past_key_values` to `update` them; these two seams are all that the mixture needs.
+
+On the CPU scores are explicit; on CUDA they stay inside PyTorch's fused kernel, which takes no
+bias with a gradient, so ``log g`` travels as extra dimensions of queries and keys.
+@@MEASURED@@
 """
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 NAME = "mops_fl_prompt"
 
 
 class KeyValues:
-    """Keys and values of prompt vectors for a range of layers, as the layers produce them."""
+    """Keys and values of one set of vectors for a range of layers, as the layers produce them."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -21,39 +31,124 @@ class KeyValues:
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Record one layer's keys and values, each [P, key-value heads, K, head size]."""
+        """Record one layer's keys and values, each [1, key-value heads, K, head size]."""
         self._layers[layer] = (keys, values)
         return keys, values
 
-    def before(self, owner: Tensor | None, batch: int) -> "_Prepend":
-        """What to give to layers that run tokens: row b sees the prompts of P-row ``owner[b]``.
-
-        Without `owner`, every row sees the one set of prompts there is (P = 1), or row b sees
-        set b (P = batch).
-        """
-        return _Prepend(self._layers, owner, batch)
+    def before(self, batch: int) -> "_Prepend":
+        """What to give to layers that run B rows of tokens, each of which sees the vectors."""
+        return _Prepend(self._layers, batch)
 
 
 class _Prepend:
     """Puts recorded keys and values before those of the tokens."""
 
-    def __init__(
-        self, layers: dict[int, tuple[Tensor, Tensor]], owner: Tensor | None, batch: int
-    ) -> None:
-        self._layers, self._owner, self._batch = layers, owner, batch
+    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]], batch: int) -> None:
+        self._layers, self._batch = layers, batch
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         if layer not in self._layers:
             return keys, values
-        prompt_keys, prompt_values = (self._rows(part) for part in self._layers[layer])
-        return torch.cat((prompt_keys, keys), -2), torch.cat((prompt_values, values), -2)
+        first_keys, first_values = (
+            part.expand(self._batch, -1, -1, -1) for part in self._layers[layer]
+        )
+        return torch.cat((first_keys, keys), -2), torch.cat((first_values, values), -2)
 
-    def _rows(self, part: Tensor) -> Tensor:
+
+class Packing:
+    """P sets of K prompt vectors, then B rows of tokens, as one sequence of N without padding.
+
+    The layers' matrix products run over the whole sequence: they are as large as can be, and
+    spend nothing on padding. Attention alone takes the sequence apart.
+    """
+
+    def __init__(
+        self,
+        sets: int,
+        prompts: int,
+        lengths: Sequence[int],
+        owner: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        """Lay out the sequence.
+
+        Args:
+            sets: P.
+            prompts: K, vectors of a set.
+            lengths: tokens of each of the B rows.
+            owner: [B], the set that each row sees; None for P = 1, or P = B in the same order.
+            device: where the indices live.
+        """
+        self._sets, self._prompts, self._owner = sets, prompts, owner
+        self._rows, self._longest = len(lengths), max(lengths)
+        counts, columns = torch.tensor(lengths)[:, None], torch.arange(self._longest)
+        valid = columns < counts
+        places = valid.flatten().nonzero()[:, 0]
+        self._places = places.to(device) if len(places) < valid.numel() else None
+        positions = (
+            torch.arange(prompts).repeat(sets),
+            (prompts + columns.expand_as(valid))[valid],
+        )
+        self.positions = torch.cat(positions)[None].to(device)
+        """[1, N], the RoPE position of each."""
+        self.starts = (sets * prompts + counts.cumsum(0) - counts)[:, 0].to(device)
+        """[B], where each row begins in the sequence."""
+
+    def pack(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        """[P, K, …] and padded [B, T, …] to [1, N, …]."""
+        tokens = tokens.flatten(0, 1)
+        if self._places is not None:
+            tokens = _Picked.apply(tokens, self._places)
+        return torch.cat((prompts.flatten(0, 1), tokens))[None]
+
+    def unpack(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """[1, heads, N, size] to [P, heads, K, size] and padded [B, heads, T, size]."""
+        _, heads, _, size = part.shape
+        flat, cut = part[0].transpose(0, 1), self._sets * self._prompts
+        prompts, tokens = flat[:cut], flat[cut:]
+        if self._places is not None:
+            tokens = _Placed.apply(tokens, self._places, self._rows * self._longest)
+        prompts = prompts.view(self._sets, self._prompts, heads, size)
+        tokens = tokens.view(self._rows, self._longest, heads, size)
+        return prompts.transpose(1, 2), tokens.transpose(1, 2)
+
+    def seen_by_rows(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        """Keys or values of every row: those of its set before its own, [B, groups, S, size]."""
         if self._owner is not None:
-            return part[self._owner]
-        return part.expand(self._batch, -1, -1, -1)
+            prompts = prompts[self._owner]
+        return torch.cat((prompts.expand(self._rows, -1, -1, -1), tokens), 2)
+
+
+class _Placed(torch.autograd.Function):
+    """Rows put at distinct places among zeros; the gradient is picked, where indexing adds."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _Picked(torch.autograd.Function):
+    """Rows at distinct places; the inverse of `_Placed`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        zeros = gradient.new_zeros(ctx.count, *gradient.shape[1:])
+        return zeros.index_copy_(0, places, gradient), None
 
 
 def prompt_attention(
@@ -65,6 +160,7 @@ def prompt_attention(
     scaling: float,
     dropout: float = 0.0,
     prompt_bias: Tensor | None = None,
+    packing: Packing | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention of the last T positions, with a bias on the first K keys.
@@ -82,28 +178,90 @@ def prompt_attention(
         scaling: factor of the logits.
         dropout: must be 0; a frozen backbone has none.
         prompt_bias: [B, K], float32.
+        packing: where query, key and value are [1, …, N, head size] of prompt vectors and tokens:
+            vectors attend to their set, tokens with the bias to theirs and to their row.
 
     Returns:
-        [B, T, heads, head size], and no weights.
+        [B, T, heads, head size] (packed: [1, N, heads, head size]), and no weights.
     """
     if attention_mask is not None or dropout:
         raise ValueError("prompt_attention builds its own causal mask and has no dropout")
+    attend = _fused if query.is_cuda else _explicit
+    if packing is None:
+        return attend(query, key, value, scaling, prompt_bias).transpose(1, 2), None
+    query, tokens_query = packing.unpack(query)
+    key, tokens_key = packing.unpack(key)
+    value, tokens_value = packing.unpack(value)
+    among_tokens = attend(
+        tokens_query,
+        packing.seen_by_rows(key, tokens_key),
+        packing.seen_by_rows(value, tokens_value),
+        scaling,
+        prompt_bias,
+    )
+    among_prompts = attend(query, key, value, scaling, None) if query.shape[2] else query
+    return packing.pack(among_prompts.transpose(1, 2), among_tokens.transpose(1, 2)), None
+
+
+def _explicit(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, prompt_bias: Tensor | None
+) -> Tensor:
+    """[B, heads, T, head size]; scores are made one by one."""
     batch, heads, length, size = query.shape
     groups, span = key.shape[1], key.shape[2]
     bias = _causal_bias(length, span, query.device)
     if prompt_bias is not None:
-        first = span - length - prompt_bias.shape[-1]
         # [B, K] -> [B, 1, 1, 1, S]
-        bias = bias + F.pad(prompt_bias, (first, length))[:, None, None, None]
+        bias = bias + _over_keys(prompt_bias, length, span)[:, None, None, None]
     # the heads that share keys side by side: [B, groups, heads/groups * T, head size]
     query = query.reshape(batch, groups, heads // groups * length, size)
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
-    # [B, groups, heads/groups, T, S]
-    weights = (scores.view(batch, groups, -1, length, span) + bias).softmax(-1)
+    scores = (query @ key.transpose(-1, -2)).view(batch, groups, -1, length, span)
+    # [B, groups, heads/groups, T, S], float32
+    weights = torch.add(bias, scores, alpha=scaling).softmax(-1)
     mixed = weights.to(value.dtype).view(batch, groups, -1, span) @ value
-    return mixed.view(batch, heads, length, size).transpose(1, 2), None
+    return mixed.view(batch, heads, length, size)
 
 
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, prompt_bias: Tensor | None
+) -> Tensor:
+    """[B, heads, T, head size]; scores never leave PyTorch's fused kernel.
+
+    A key's bias is the product of constants in extra dimensions of the query and terms in those of
+    the key. A half-precision number holds 8 or 11 bits of it, so three terms hold it exactly.
+    """
+    heads, length, size = query.shape[1:]
+    groups, span = key.shape[1], key.shape[2]
+    if prompt_bias is not None:
+        # a power of two near 1 / scaling, so that it is exact in every type
+        constant = 2.0 ** round(-math.log2(scaling))
+        terms = _terms(_over_keys(prompt_bias, length, span) / (scaling * constant), key.dtype)
+        query = torch.cat((query, query.new_full((*query.shape[:3], 3), constant)), -1)
+        key = torch.cat((key, terms[:, None].expand(-1, groups, -1, -1)), -1)
+        # the kernel wants one head size for all three, a multiple of 8
+        padding = (0, -query.shape[-1] % 8)
+        query, key = F.pad(query, padding), F.pad(key, padding)
+        value = F.pad(value, (0, query.shape[-1] - size))
+    if groups != heads:
+        key, value = (part.repeat_interleave(heads // groups, 1) for part in (key, value))
+    mask = causal_lower_right(length, span)
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scaling)[..., :size]
+
+
+def _terms(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, S] float32 to [B, S, 3] of `dtype` with the same sum; the first carries the gradient."""
+    first = bias.to(dtype)
+    rest = (bias - first).detach()
+    second = rest.to(dtype)
+    return torch.stack((first, second, (rest - second).to(dtype)), -1)
+
+
+def _over_keys(prompt_bias: Tensor, length: int, span: int) -> Tensor:
+    """[B, K] to [B, S]: zeros for the keys that have no bias."""
+    return F.pad(prompt_bias, (span - length - prompt_bias.shape[-1], length))
+
+
+@lru_cache(maxsize=8)
 def _causal_bias(length: int, span: int, device: torch.device) -> Tensor:
     """[T, S]: 0 where the last T of S positions may look, minus infinity elsewhere."""
     hidden = torch.ones(length, span, dtype=torch.bool, device=device).triu(span - length + 1)

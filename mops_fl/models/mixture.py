@@ -1,24 +1,28 @@
 """Mixture of Prompts: the forward pass of Dun et al. (AAAI 2025), Algorithm 1, on a frozen LLaMA.
 
 Prompt vectors come before the tokens and are causal among themselves, so they never depend on the
-tokens. The pass is therefore two streams through the same layers: the prompts once, whose keys and
-values are kept, then the tokens, who see them. In ``gate-mode = attention`` one stream of prompts
-serves all rows of a client; in ``hidden`` the gate scales the prompts' states, a stream for each
-row. Without a gate this is FedPrompt; without prompts it is the plain LLaMA.
+tokens. In ``gate-mode = attention`` one set of them therefore serves all rows of a client; in
+``hidden`` the gate scales their states, a set for each row. Sets and rows go through the layers as
+one sequence without padding (`Packing`). Without a gate this is FedPrompt; without prompts it is
+the plain LLaMA.
+@@MEASURED@@
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mops_fl.config import PromptConfig
 from mops_fl.data import Tokenised
-from mops_fl.models.attention import KeyValues
+from mops_fl.models.attention import KeyValues, Packing
 from mops_fl.models.backbone import Backbone
+from mops_fl.models.prefix_store import Kept, PrefixStore
 from mops_fl.models.trainable import Trainable
 
 
@@ -26,6 +30,8 @@ from mops_fl.models.trainable import Trainable
 class Batch:
     """B examples, padded on the right; the last answer token is predicted but never fed."""
 
+    lengths: tuple[int, ...]
+    """Tokens fed of each example."""
     ids: Tensor
     """[B, T] token ids of question and answer."""
     question_lengths: Tensor
@@ -56,14 +62,20 @@ def collate(examples: Sequence[Tokenised], device: torch.device) -> Batch:
         np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]),
         np.concatenate([np.array(example.answer) for example in examples]),
     )
-    return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
+    tensors = (torch.from_numpy(array).to(device) for array in arrays)
+    return Batch(tuple(map(len, fed)), *tensors)
 
 
 class Mixture:
     """The forward pass for one backbone, one layout of prompts and one pretrained prompt."""
 
     def __init__(
-        self, backbone: Backbone, layout: PromptConfig, layer: int, pretrained: Tensor | None
+        self,
+        backbone: Backbone,
+        layout: PromptConfig,
+        layer: int,
+        pretrained: Tensor | None,
+        store: PrefixStore | None = None,
     ) -> None:
         """Run P¹ through the prefix once and keep what the tokens will need of it.
 
@@ -72,8 +84,9 @@ class Mixture:
             layout: experts, gate and injection.
             layer: L_int, the index of the layer whose input receives the prompts.
             pretrained: P¹ [K₁, d], or None for no pretrained prompt.
+            store: keeps what `prepare` computes for each example.
         """
-        self.backbone, self.layout = backbone, layout
+        self.backbone, self.layout, self._store = backbone, layout, store
         self._prefix, self._suffix = range(layer), range(layer, backbone.num_layers)
         self._prefix_cache: KeyValues | None = None
         self._pretrained_states = torch.zeros(1, 0, backbone.hidden_size, device=backbone.device)
@@ -86,11 +99,30 @@ class Mixture:
                     past=self._prefix_cache,
                 )
 
+    def prepare(self, examples: Sequence[Tokenised]) -> tuple[Batch, Tensor, Tensor]:
+        """A batch of examples, their `prefix_states` and their `gate_features`.
+
+        With a store, what it lacks is computed for each example alone, so that neither its
+        neighbours nor the store's contents are seen in the numbers.
+        """
+        batch = collate(examples, self.backbone.device)
+        if self._store is None:
+            states = self.prefix_states(batch)
+            return batch, states, self.gate_features(states, batch)
+        kept = [self._store.get(example, partial(self._alone, example)) for example in examples]
+        states = pad_sequence([states for states, _ in kept], batch_first=True)
+        return batch, states, torch.stack([features for _, features in kept])
+
+    def _alone(self, example: Tokenised) -> Kept:
+        batch = collate([example], self.backbone.device)
+        states = self.prefix_states(batch)
+        return states[0], self.gate_features(states, batch)[0]
+
     @torch.no_grad()
     def prefix_states(self, batch: Batch) -> Tensor:
         """States of the tokens at L_int, [B, T, d]: constants of (backbone, P¹, L_int, tokens)."""
         length = self._pretrained_states.shape[1]
-        past = self._prefix_cache.before(None, len(batch)) if self._prefix_cache else None
+        past = self._prefix_cache.before(len(batch)) if self._prefix_cache else None
         return self.backbone.run(self.backbone.embed(batch.ids), self._prefix, length, past)
 
     @torch.no_grad()
@@ -136,40 +168,71 @@ class Mixture:
             if self.layout.gate_scale == "mean-one":
                 log_gate = log_gate + float(np.log(self.layout.experts))
             gate = log_gate.exp()
-        out = self._run_suffix(trainable.prompts, states, log_gate, owner)
-        logits = self.backbone.logits(out[batch.rows, batch.columns])
-        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        packing, prompts, bias, scale = self._sets(trainable.prompts, batch, log_gate, owner)
+        answers = packing.starts[batch.rows] + batch.columns
+        out = self._run_suffix(packing, packing.pack(prompts, states), answers, bias, scale)
+        losses = F.cross_entropy(self.backbone.logits(out), batch.targets, reduction="none")
         return losses.new_zeros(len(batch)).index_add(0, batch.rows, losses), gate
 
-    def _run_suffix(
-        self, prompts: Tensor, states: Tensor, log_gate: Tensor | None, owner: Tensor | None
-    ) -> Tensor:
-        """Tokens [B, T, d] from L_int to the last layer's output, past the prompts [C, K, d]."""
+    def _sets(
+        self, prompts: Tensor, batch: Batch, log_gate: Tensor | None, owner: Tensor | None
+    ) -> tuple[Packing, Tensor, Tensor | None, Tensor | None]:
+        """What goes into the layers from L_int on, and how the gate acts there.
+
+        Args:
+            prompts: [C, K, d].
+            batch: the examples.
+            log_gate: [B, E], None without a gate.
+            owner: [B], the client of each row; None for one client.
+
+        Returns:
+            The layout; the sets of vectors [P, K', d], those of P¹ among them where they are kept;
+            the bias on the attention to the vectors [B, K], or None; and the factor of every
+            layer's input [1, N, 1], or None.
+        """
         prompts = prompts.to(self.backbone.dtype)
-        bias = scale = None
+        bias = weights = None
         if log_gate is not None:
             # each expert's weight for each of its vectors: [B, E] -> [B, K]
-            per_prompt = log_gate.repeat_interleave(self.layout.prompts_per_expert, -1)
-            if self.layout.gate_mode == "attention":
-                bias = per_prompt
-            else:
-                scale = per_prompt.exp()[..., None].to(prompts.dtype)
-                prompts = prompts.expand(len(states), -1, -1) if owner is None else prompts[owner]
+            bias = log_gate.repeat_interleave(self.layout.prompts_per_expert, -1)
+            if self.layout.gate_mode == "hidden":
+                weights, bias = bias.exp()[..., None].to(prompts.dtype), None
+                prompts = prompts.expand(len(batch), -1, -1) if owner is None else prompts[owner]
                 owner = None
         kept = self._pretrained_states
         if self.layout.injection == "append" and kept.shape[1]:
             prompts = torch.cat((kept.expand(len(prompts), -1, -1), prompts), 1)
-            if scale is not None:
-                scale = F.pad(scale, (0, 0, kept.shape[1], 0), value=1.0)
-        cache = KeyValues()
-        self.backbone.run(prompts, self._suffix, past=cache, scale=scale)
-        return self.backbone.run(
-            states,
-            self._suffix,
-            prompts.shape[1],
-            cache.before(owner, len(states)),
-            prompt_bias=bias,
-        )
+            if weights is not None:
+                weights = F.pad(weights, (0, 0, kept.shape[1], 0), value=1.0)
+        packing = Packing(len(prompts), prompts.shape[1], batch.lengths, owner, prompts.device)
+        scale = None
+        if weights is not None:
+            scale = packing.pack(weights, weights.new_ones(*batch.ids.shape, 1))
+        return packing, prompts, bias, scale
+
+    def _run_suffix(
+        self,
+        packing: Packing,
+        states: Tensor,
+        wanted: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """Packed states [1, N, d] at L_int to the last layer's output at `wanted`, [M, d]."""
+        llama = self.backbone.model.model
+        attention = {
+            "position_embeddings": llama.rotary_emb(states, packing.positions),
+            "packing": packing,
+            "prompt_bias": bias,
+        }
+        *inner, last = (llama.layers[index] for index in self._suffix)
+        for layer in inner:
+            states = layer(states if scale is None else states * scale, **attention)
+        states = states if scale is None else states * scale
+        attended = last.self_attn(last.input_layernorm(states), **attention)[0]
+        # nobody needs the last layer's MLP elsewhere
+        picked = (states + attended)[0, wanted]
+        return picked + last.mlp(last.post_attention_layernorm(picked))
 
 
 def _rms_normalised(states: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Losses and gate weights of fixed prompts on held-out examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mops_fl.data import Tokenised
 from mops_fl.metrics import GateSum, Tally
-from mops_fl.models import Mixture, Trainable, collate
+from mops_fl.models import Mixture, Trainable
 
 _TOKENS_PER_BATCH = 4096
 
@@ -21,25 +22,51 @@ class Evaluation:
     """Gate weights as ``g`` sums to 1, whatever `gate-scale` is; empty without a gate."""
 
 
-@torch.no_grad()
 def evaluate(mixture: Mixture, trainable: Trainable, examples: Sequence[Tokenised]) -> Evaluation:
     """Evaluate one client's tensors on examples, batched by length."""
+    (result,) = evaluate_clients(mixture, trainable, [examples])
+    return result
+
+
+@torch.no_grad()
+def evaluate_clients(
+    mixture: Mixture, trainable: Trainable, held_out: Sequence[Sequence[Tokenised]]
+) -> list[Evaluation]:
+    """Evaluate the examples of several clients together, batched by length.
+
+    Args:
+        mixture: the forward pass.
+        trainable: the tensors of each client, or one set for all of them.
+        held_out: the examples of each client.
+
+    Returns:
+        One result a client, in the same order.
+    """
+    examples = [example for own in held_out for example in own]
+    clients = np.repeat(np.arange(len(held_out)), [len(own) for own in held_out])
     losses = [0.0] * len(examples)
     gates: list[tuple[float, ...]] = [()] * len(examples)
+    device = mixture.backbone.device
     for indices in _batches(examples):
-        batch = collate([examples[i] for i in indices], mixture.backbone.device)
-        states = mixture.prefix_states(batch)
-        features = mixture.gate_features(states, batch) if trainable.gated else None
-        nll, gate = mixture.nll(trainable, batch, states, features)
+        batch, states, features = mixture.prepare([examples[i] for i in indices])
+        shared = len(trainable.prompts) == 1
+        owner = None if shared else torch.from_numpy(clients[indices]).to(device)
+        nll, gate = mixture.nll(trainable, batch, states, features, owner)
         for index, value in zip(indices, nll.tolist(), strict=True):
             losses[index] = value
         if gate is not None:
             shares = gate / gate.sum(-1, keepdim=True)
             for index, weights in zip(indices, shares.tolist(), strict=True):
                 gates[index] = tuple(weights)
+    parts = [np.flatnonzero(clients == client) for client in range(len(held_out))]
+    return [_summed([(examples[i], losses[i], gates[i]) for i in part]) for part in parts]
+
+
+def _summed(rows: Iterable[tuple[Tokenised, float, tuple[float, ...]]]) -> Evaluation:
+    """Sums for each task over examples with their losses and gate weights."""
     tallies: dict[str, Tally] = {}
     sums: dict[str, GateSum] = {}
-    for example, loss, weights in zip(examples, losses, gates, strict=True):
+    for example, loss, weights in rows:
         task = example.task
         tallies[task] = tallies.get(task, Tally()) + Tally(loss, len(example.answer))
         if weights:

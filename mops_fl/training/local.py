@@ -10,7 +10,7 @@ from mops_fl.config import TrainConfig
 from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
 from mops_fl.metrics import Tally
-from mops_fl.models import Mixture, Trainable, collate
+from mops_fl.models import Mixture, Trainable
 from mops_fl.records import Tensors
 from mops_fl.seeding import numpy_generator
 
@@ -90,9 +90,8 @@ def train(
     tokens = torch.zeros(len(clients), dtype=torch.int64, device=device)
     for step in range(config.local_steps):
         part = slice(step * config.batch_size, (step + 1) * config.batch_size)
-        batch = collate([own.examples[i] for own in data for i in own.order[part]], device)
-        states = mixture.prefix_states(batch)
-        features = mixture.gate_features(states, batch) if trainable.gated else None
+        examples = [own.examples[i] for own in data for i in own.order[part]]
+        batch, states, features = mixture.prepare(examples)
         nll, _ = mixture.nll(
             trainable, batch, states, features, owner if len(clients) > 1 else None
         )

@@ -4,18 +4,21 @@ It knows nothing of Flower, so that whatever keeps a process alive between messa
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from mops_fl.config import Config
 from mops_fl.data import Corpus, Tokenised, TokenisedCorpus, load_corpus, tokenise
 from mops_fl.models import Mixture, Trainable, describe, injection_layer, load_backbone
 from mops_fl.models.backbone import Backbone, load_tokenizer
+from mops_fl.models.prefix_store import PrefixStore, open_store
 from mops_fl.models.source import ModelFacts
 from mops_fl.records import GATE, PRETRAINED, PROMPTS, Tensors
-from mops_fl.training.evaluation import Evaluation, evaluate
+from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
 from partitions import Share, shares, split
@@ -96,39 +99,83 @@ class Trainer:
             layout = self.config.prompts
             tensor = None if pretrained is None else torch.tensor(pretrained)
             layer = injection_layer(layout, self.backbone.num_layers)
-            self._mixtures = {key: Mixture(self.backbone, layout, layer, tensor)}
+            store = self._prefix_store({"pretrained": key, "layer": layer})
+            self._mixtures = {key: Mixture(self.backbone, layout, layer, tensor, store)}
         return self._mixtures[key]
+
+    def _prefix_store(self, prefix: dict[str, str | int]) -> PrefixStore | None:
+        config = self.config
+        if not config.prefix_store_gb:
+            return None
+        weights = {"model": self.model_facts.digest, "compression": config.backbone.compression}
+        return open_store({**weights, **prefix}, self.backbone, config.prefix_store_gb)
 
     def train(
         self, partition: int, server_round: int, tensors: Tensors, frozen: Tensors
     ) -> LocalResult:
-        """One client's local steps of one round.
+        """One client's local steps of one round: a cohort of one."""
+        (result,) = self.train_cohort([partition], server_round, [tensors], frozen)
+        return result
+
+    def train_cohort(
+        self,
+        partitions: Sequence[int],
+        server_round: int,
+        tensors: Sequence[Tensors],
+        frozen: Tensors,
+    ) -> list[LocalResult]:
+        """Local steps of one round for several clients, all in one forward pass a step.
 
         Args:
-            partition: the client.
+            partitions: the clients.
             server_round: the round, from 1; with the seed it fixes the order of examples.
-            tensors: all trainable tensors of the method, the gate included.
+            tensors: for each client all trainable tensors of the method, the gate included.
             frozen: P¹, where there is one.
+
+        Returns:
+            One result a client, in the same order.
+
+        Raises:
+            DataError: a client has no training examples.
         """
+        return train(
+            self.mixture(frozen),
+            tensors,
+            [self._local_data(partition, server_round) for partition in partitions],
+            self.config.train,
+            train_gate=self.config.prompts.gate_sync != "frozen",
+        )
+
+    def _local_data(self, partition: int, server_round: int) -> LocalData:
         config = self.config
         examples = self._examples(self._share(partition).train)
         wanted = config.train.local_steps * config.train.batch_size
         order = draw_order(len(examples), wanted, config.seed, partition, server_round)
-        (result,) = train(
-            self.mixture(frozen),
-            [tensors],
-            [LocalData(examples, order)],
-            config.train,
-            train_gate=config.prompts.gate_sync != "frozen",
-        )
-        return result
+        return LocalData(examples, order)
 
     def evaluate(self, partition: int, tensors: Tensors, frozen: Tensors) -> Evaluation:
         """Losses and gate weights of one client's held-out examples."""
-        held_out = self._share(partition).test
-        limit = self.config.data.eval_samples or len(held_out)
-        trainable = Trainable([tensors], self.backbone.device)
-        return evaluate(self.mixture(frozen), trainable, self._examples(held_out[:limit]))
+        (result,) = self.evaluate_cohort([partition], [tensors], frozen)
+        return result
+
+    def evaluate_cohort(
+        self, partitions: Sequence[int], tensors: Sequence[Tensors], frozen: Tensors
+    ) -> list[Evaluation]:
+        """Losses and gate weights of several clients' held-out examples, in batches over all.
+
+        Clients whose tensors are the same are evaluated with one set of them.
+
+        Returns:
+            One result a client, in the same order.
+        """
+        clients = tensors[:1] if all(_same(own, tensors[0]) for own in tensors) else tensors
+        trainable = Trainable(clients, self.backbone.device)
+        held_out = [self._held_out(partition) for partition in partitions]
+        return evaluate_clients(self.mixture(frozen), trainable, held_out)
+
+    def _held_out(self, partition: int) -> list[Tokenised]:
+        test = self._share(partition).test
+        return self._examples(test[: self.config.data.eval_samples or len(test)])
 
     def pretrain(self, initial: Tensors) -> Tensors:
         """Everything that is trained before round 1, on the training examples seen here.
@@ -156,3 +203,7 @@ class Trainer:
                 self.mixture(frozen), tensors, examples, self.corpus.tasks, config.seed
             )
         return {**tensors, **frozen}
+
+
+def _same(own: Tensors, other: Tensors) -> bool:
+    return own.keys() == other.keys() and all(np.array_equal(own[k], other[k]) for k in own)

@@ -1,0 +1,213 @@
+"""Where states at L_int are kept across steps, rounds, processes and runs.
+
+What an example is at L_int is a constant of (backbone, P¹, L_int, type, tokens), and so is the
+gate's input made of it. On the CPU both are kept on disk, a file an example, mapped into memory, so
+that all processes of a machine share the pages; on CUDA they stay in the memory of the device.
+
+A missing example is computed alone, whatever batch it is met in, so that what is read back has the
+bits of what would be computed: a run's numbers do not depend on what the store holds.
+
+@@MEASURED@@
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mops_fl.data import Tokenised
+from mops_fl.errors import RunError
+from mops_fl.files import cache_folder, replacing
+from mops_fl.models.backbone import Backbone
+
+Kept = tuple[Tensor, Tensor]
+"""States at L_int [T, d] in the backbone's type, and the gate's input [d] in float32."""
+
+_FORMAT = 1
+_HEADER = struct.Struct("<8s32sI20x")
+_MAGIC = b"MOPSFLP\0"
+_CHECKED_SHARE = 20
+_LEFT_BY_EVICTION = 0.9
+
+_log = logging.getLogger(__name__)
+
+
+class PrefixStore(Protocol):
+    """What keeps states of examples."""
+
+    def get(self, example: Tokenised, make: Callable[[], Kept]) -> Kept:
+        """What is kept for an example, or what `make` gives, which is then kept."""
+        ...
+
+
+def open_store(facts: Mapping[str, str | int], backbone: Backbone, size: float) -> PrefixStore:
+    """The store for one prefix, on disk or in the memory of a CUDA device.
+
+    Args:
+        facts: what determines the prefix beside the backbone's type: its weights, P¹ and L_int.
+        backbone: what computes the states.
+        size: 10⁹ bytes that it may take: on disk for all prefixes together; on a device at most
+            half of the memory that is free now.
+    """
+    limit = int(size * 1e9)
+    if backbone.device.type == "cuda":
+        return MemoryStore(min(limit, torch.cuda.mem_get_info(backbone.device)[0] // 2))
+    here = {
+        **facts,
+        "dtype": str(backbone.dtype),
+        "format": _FORMAT,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    identity = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).digest()
+    shape = (backbone.hidden_size, backbone.dtype)
+    return DiskStore(cache_folder() / "prefix", identity, *shape, limit)
+
+
+class MemoryStore:
+    """States in memory, the least recently used leaving first."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin empty.
+
+        Args:
+            limit: bytes.
+        """
+        self._limit, self._bytes = limit, 0
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+
+    def get(self, example: Tokenised, make: Callable[[], Kept]) -> Kept:
+        """See `PrefixStore`."""
+        key = _key(b"", example)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = make()
+        self._kept[key] = made
+        self._bytes += _size(made)
+        while self._bytes > self._limit:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= _size(oldest)
+        return made
+
+
+class DiskStore:
+    """States on disk: ``root/<prefix>/<example>``, each file written whole or not at all.
+
+    A file holds its key and a checksum, and one that does not fit them is made again. Processes
+    share a store without talking to each other: at worst two compute the same example, to the same
+    bits. Each time a process has written a twentieth of the limit it removes, over all prefixes,
+    the files that were not read for longest.
+    """
+
+    def __init__(
+        self, root: Path, identity: bytes, hidden_size: int, dtype: torch.dtype, limit: int
+    ) -> None:
+        """Nothing is read or written before it is asked for.
+
+        Args:
+            root: folder of all prefixes.
+            identity: digest of everything that determines this prefix.
+            hidden_size: d.
+            dtype: of the states.
+            limit: bytes that all files below `root` may take.
+        """
+        self._root, self._identity, self._limit = root, identity, limit
+        self._hidden_size, self._dtype = hidden_size, dtype
+        self._folder = root / identity.hex()[:32]
+        self._unchecked = limit
+        self._complained = False
+
+    def get(self, example: Tokenised, make: Callable[[], Kept]) -> Kept:
+        """See `PrefixStore`; a disk that cannot be written is said once, and lived with."""
+        key = _key(self._identity, example)
+        path = self._folder / key.hex()
+        length = len(example.question) + len(example.answer) - 1
+        kept = self._read(path, key, length)
+        if kept is None:
+            kept = make()
+            try:
+                self._write(path, key, kept)
+            except RunError as error:
+                if not self._complained:
+                    _log.warning("states at the injection layer are not kept: %s", error)
+                self._complained = True
+        return kept
+
+    def _read(self, path: Path, key: bytes, length: int) -> Kept | None:
+        """The states in a file, mapped; None where there is no such file, or not all of it."""
+        size = _HEADER.size + self._hidden_size * (4 + length * self._dtype.itemsize)
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != size:
+                    return None
+                # a private mapping: torch wants memory that could be written
+                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+                os.utime(file.fileno())
+        except OSError:
+            return None
+        payload = memoryview(mapped)[_HEADER.size :]
+        if _HEADER.unpack_from(mapped) != (_MAGIC, key, zlib.crc32(payload)):
+            return None
+        features = torch.frombuffer(payload, dtype=torch.float32, count=self._hidden_size)
+        states = torch.frombuffer(payload, dtype=self._dtype, offset=features.nbytes)
+        return states.view(length, self._hidden_size), features
+
+    def _write(self, path: Path, key: bytes, kept: Kept) -> None:
+        states, features = kept
+        payload = b"".join(
+            part.contiguous().view(torch.uint8).numpy().tobytes() for part in (features, states)
+        )
+        with replacing(path) as temporary:
+            temporary.write_bytes(_HEADER.pack(_MAGIC, key, zlib.crc32(payload)) + payload)
+        self._unchecked += len(payload)
+        if self._unchecked > self._limit // _CHECKED_SHARE:
+            self._unchecked = 0
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove the files that were not read for longest, unless another process is at it."""
+        with (self._root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            found = []
+            for path in self._root.glob("*/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    found.append((stat.st_mtime_ns, stat.st_size, path))
+            total = sum(size for _, size, _ in found)
+            if total <= self._limit:
+                return
+            for _, size, path in sorted(found):
+                path.unlink(missing_ok=True)
+                total -= size
+                if total <= _LEFT_BY_EVICTION * self._limit:
+                    return
+
+
+def _key(identity: bytes, example: Tokenised) -> bytes:
+    """Digest of a prefix and of the tokens that go through it; the last one never does."""
+    fed = np.array((len(example.question), *example.question, *example.answer[:-1]), np.int64)
+    return hashlib.sha256(identity + fed.tobytes()).digest()
+
+
+def _size(kept: Kept) -> int:
+    return sum(part.nbytes for part in kept)

@@ -1,0 +1,147 @@
+"""A worker without Ray: failures stay with their client, and cohorts fit into memory."""
+
+import numpy as np
+import pytest
+import torch
+from tasks import assert_close, task, tensors_of, values
+
+from mops_fl import replies
+from mops_fl.engine import worker as worker_module
+from mops_fl.engine.worker import CohortWorker
+from mops_fl.errors import DataError
+from mops_fl.models import Mixture
+from mops_fl.records import CONFIG, PARTITION, PRETRAINED, PROMPTS
+from mops_fl.training import Trainer
+
+
+class TestFailures:
+    def check(self, config, answers, culprit: int, reason: str) -> None:
+        trainer = Trainer(config)
+        for partition, answer in enumerate(answers):
+            if partition == culprit:
+                assert reason in answer.reply.error.reason
+            else:
+                alone = trainer.train(partition, 1, values(config), {})
+                assert_close(tensors_of(answer), alone.tensors)
+
+    def test_bad_tensors(self, config):
+        tasks = [task(p, values(config)) for p in range(4)]
+        tasks[2] = task(2, {**values(config), PROMPTS: np.zeros((2, 2))})
+        answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
+        self.check(config, answers, 2, "Error")
+
+    def test_a_message_without_a_round(self, config):
+        tasks = [task(p, values(config)) for p in range(3)]
+        del tasks[1].message.content[CONFIG]
+        answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
+        self.check(config, answers, 1, "KeyError")
+
+    def test_no_data(self, config, monkeypatch):
+        whole = Trainer._local_data
+
+        def empty(self, partition, server_round):
+            if partition == 0:
+                raise DataError("no training examples for 0/1")
+            return whole(self, partition, server_round)
+
+        monkeypatch.setattr(Trainer, "_local_data", empty)
+        answers = (
+            CohortWorker(config, "cpu", 1)
+            .serve([task(p, values(config)) for p in range(3)])
+            .answers
+        )
+        monkeypatch.undo()
+        self.check(config, answers, 0, "no training examples for 0/1")
+        assert answers[0].reply.error.reason == "no training examples for 0/1"
+
+    def test_values_that_are_not_finite_stay_with_their_client(self, config):
+        tasks = [task(p, values(config)) for p in range(3)]
+        bad = {name: np.full_like(value, np.nan) for name, value in values(config).items()}
+        tasks[1] = task(1, bad)
+        answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
+        assert np.isnan(tensors_of(answers[1])[PROMPTS]).all()
+        for partition in (0, 2):
+            alone = Trainer(config).train(partition, 1, values(config), {})
+            assert_close(tensors_of(answers[partition]), alone.tensors)
+
+    def test_a_reply_that_cannot_be_made_trains_no_neighbour_twice(self, config, monkeypatch):
+        calls = []
+
+        def trained(message, context, config, result):
+            calls.append(context.node_config[PARTITION])
+            if calls[-1] == 1:
+                raise OSError("the disk is full")
+            return whole(message, context, config, result)
+
+        whole = replies.trained
+        monkeypatch.setattr(worker_module.replies, "trained", trained)
+        answers = (
+            CohortWorker(config, "cpu", 1)
+            .serve([task(p, values(config)) for p in range(3)])
+            .answers
+        )
+        assert calls == [0, 1, 2]
+        assert answers[1].reply.error.reason == "OSError: the disk is full"
+
+    def test_another_round_or_pretrained_prompt_is_another_cohort(self, config):
+        first, second = ({PRETRAINED: values(config, n)[PROMPTS]} for n in (7, 8))
+        tasks = [task(p, values(config), frozen=(first, second)[p % 2]) for p in range(4)]
+        answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
+        trainer = Trainer(config)
+        for partition, answer in enumerate(answers):
+            frozen = (first, second)[partition % 2]
+            alone = trainer.train(partition, 1, values(config), frozen)
+            assert_close(tensors_of(answer), alone.tensors)
+
+
+class TestMemory:
+    @pytest.fixture
+    def scarce(self, monkeypatch):
+        """Forward passes of more rows than `fits` run out of memory."""
+        whole, seen = Mixture.nll, []
+
+        def nll(mixture, trainable, batch, *rest):
+            if len(batch) > scarce.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            seen.append(len(batch))
+            return whole(mixture, trainable, batch, *rest)
+
+        class scarce:  # noqa: N801
+            fits = 99
+            rows = seen
+
+        monkeypatch.setattr(Mixture, "nll", nll)
+        return scarce
+
+    def test_a_cohort_is_halved_until_it_fits_and_says_so_once(self, config, scarce):
+        scarce.fits = 2
+        worker = CohortWorker(config, "cpu", 1)
+        tasks = [task(p, values(config)) for p in range(6)]
+        served = worker.serve(tasks)
+        assert set(scarce.rows) == {1}
+        assert not any(answer.reply.has_error() for answer in served.answers)
+        (warning,) = served.warnings
+        assert "6 clients in one forward need more memory" in warning
+        alone = Trainer(config).train(5, 1, values(config), {})
+        assert_close(tensors_of(served.answers[5]), alone.tensors)
+        scarce.fits = 0
+        again = worker.serve(tasks)
+        assert all("out of memory" in answer.reply.error.reason for answer in again.answers)
+        assert again.warnings == []
+
+    def test_later_cohorts_are_no_larger(self, config, scarce):
+        scarce.fits = 3
+        worker = CohortWorker(config, "cpu", 1)
+        worker.serve([task(p, values(config)) for p in range(6)])
+        scarce.fits = 99
+        scarce.rows.clear()
+        worker.serve([task(p, values(config)) for p in range(6)])
+        assert set(scarce.rows) == {3}
+
+    def test_a_lost_device_is_not_answered_client_by_client(self, config, monkeypatch):
+        def lost(*_):
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        monkeypatch.setattr(Trainer, "train_cohort", lost)
+        with pytest.raises(torch.AcceleratorError):
+            CohortWorker(config, "cpu", 1).serve([task(p, values(config)) for p in range(2)])
