@@ -39,7 +39,7 @@ def dolly(real_data, **flat) -> Trainer:
 
 
 def test_the_base_model_on_real_dolly_answers(real_data):
-    """DESIGN's figure: near 11 on answer tokens, in float32 and bfloat16 alike."""
+    """Near 11 on answer tokens, in float32 and bfloat16 alike."""
     few, many = 12, 100
     exact, half = (
         dolly(real_data, dtype=dtype, **{"num-samples": 1000}) for dtype in ("float32", "bfloat16")

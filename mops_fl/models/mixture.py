@@ -129,13 +129,15 @@ class Mixture:
     def gate_features(self, states: Tensor, batch: Batch) -> Tensor:
         """The gate's input, ``avg_emb`` [B, d] float32.
 
-        The mean over P¹ and the question of the states at L_int, each divided by its root mean
-        square. The answer is left out, since it is what the gate helps to predict.
+        The mean over P¹ and the question of the states at L_int, each divided by its norm: a few
+        states and channels of a LLaMA are huge, and with larger inputs a step of Adam would move
+        all hidden units of the gate below zero together. The answer is left out, since it is what
+        the gate helps to predict.
         """
         positions = torch.arange(states.shape[1], device=states.device)
         question = (positions < batch.question_lengths[:, None]).float()
-        summed = torch.einsum("bt,btd->bd", question, _rms_normalised(states))
-        constant = _rms_normalised(self._pretrained_states)[0]
+        summed = torch.einsum("bt,btd->bd", question, _unit(states))
+        constant = _unit(self._pretrained_states)[0]
         count = batch.question_lengths[:, None] + len(constant)
         return (summed + constant.sum(0)) / count
 
@@ -235,7 +237,6 @@ class Mixture:
         return picked + last.mlp(last.post_attention_layernorm(picked))
 
 
-def _rms_normalised(states: Tensor) -> Tensor:
-    """Each state divided by its root mean square, float32."""
-    states = states.float()
-    return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
+def _unit(states: Tensor) -> Tensor:
+    """Each state divided by its norm, float32."""
+    return F.normalize(states.float(), dim=-1)

@@ -37,7 +37,7 @@ from mops_fl.models.backbone import Backbone
 Kept = tuple[Tensor, Tensor]
 """States at L_int [T, d] in the backbone's type, and the gate's input [d] in float32."""
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = struct.Struct("<8s32sI20x")
 _MAGIC = b"MOPSFLP\0"
 _CHECKED_SHARE = 20

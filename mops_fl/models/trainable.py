@@ -85,7 +85,7 @@ class Trainable:
 def initial_tensors(prompts: PromptConfig, hidden_size: int, seed: int, gated: bool) -> Tensors:
     """Seeded initial values from shapes alone, without a backbone.
 
-    Prompts are N(0, 0.02²); the gate's rows are N(0, 1/inputs).
+    Prompts are N(0, 0.02²); W₁ is N(0, 1) and W₂ N(0, 1/d_g).
 
     Returns:
         `prompts` [K, d], and for a gated method `gate.hidden` [d_g, d] and `gate.output` [E, d_g].
@@ -97,7 +97,9 @@ def initial_tensors(prompts: PromptConfig, hidden_size: int, seed: int, gated: b
             GATE_HIDDEN: (prompts.gate_hidden, hidden_size),
             GATE_OUTPUT: (prompts.experts, prompts.gate_hidden),
         }
+        # the gate's input has norm 1 at most, its hidden units are about 1
+        stds = {GATE_HIDDEN: 1.0, GATE_OUTPUT: prompts.gate_hidden**-0.5}
         for name, shape in shapes.items():
             draw = numpy_generator(seed, "initial", name).standard_normal
-            tensors[name] = draw(shape, np.float32) / np.float32(np.sqrt(shape[1]))
+            tensors[name] = np.float32(stds[name]) * draw(shape, np.float32)
     return tensors

@@ -234,3 +234,16 @@ class TestTrainer:
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         gate = trainer.evaluate(0, values, {}).gate
         assert sum(g.examples for g in gate.values()) == 1
+
+
+def test_a_pretrained_gate_keeps_learning(backbone):
+    """Inputs that hardly differ must not push every hidden unit below zero for good."""
+    layout = replace(CONFIG.prompts, pretrain_gate_steps=300, gate_hidden=64)
+    mixture = Mixture(backbone, layout, 1, 30 * torch.ones(40, HIDDEN))
+    start = initial_tensors(layout, HIDDEN, 0, True)
+    rows = examples(12, "a") + examples(12, "b", seed=1)
+    values = pretrain_gate(mixture, start, rows, ("a", "b"), 0)
+    (result,) = train(mixture, [values], [data(rows)], CONFIG.train)
+    for name in GATE:
+        moved = (result.tensors[name] != values[name]).any(1)
+        assert moved.mean() > 0.25, name
