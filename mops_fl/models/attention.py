@@ -5,7 +5,6 @@ as `past_key_values` to `update` them; these two seams are all that the mixture 
 
 On the CPU scores are explicit; on CUDA they stay inside PyTorch's fused kernel, which takes no
 bias with a gradient, so ``log g`` travels as extra dimensions of queries and keys.
-@@MEASURED@@
 """
 
 import math

@@ -5,7 +5,6 @@ tokens. In ``gate-mode = attention`` one set of them therefore serves all rows o
 ``hidden`` the gate scales their states, a set for each row. Sets and rows go through the layers as
 one sequence without padding (`Packing`). Without a gate this is FedPrompt; without prompts it is
 the plain LLaMA.
-@@MEASURED@@
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ that all processes of a machine share the pages; on CUDA they stay in the memory
 
 A missing example is computed alone, whatever batch it is met in, so that what is read back has the
 bits of what would be computed: a run's numbers do not depend on what the store holds.
-
-@@MEASURED@@
 """
 
 import contextlib
