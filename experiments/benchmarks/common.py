@@ -1,0 +1,217 @@
+"""What all benchmarks share: rows, models, clocks, and how results are shown and written."""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mops_fl.config import Config, Scalar
+from mops_fl.data import Tokenised
+from mops_fl.files import write_text
+from mops_fl.models import Backbone, Mixture, initial_tensors, injection_layer
+from mops_fl.models.backbone import resolve_device
+from mops_fl.models.prefix_store import MemoryStore
+from mops_fl.models.source import prepared
+from mops_fl.provenance import commit, machine, versions
+from mops_fl.records import Tensors
+from mops_fl.training import Trainer
+from mops_fl.training.local import LocalData, train
+
+LLAMA_7B = "llama-7b-shape"
+STORE_BYTES = 8 * 10**9
+_MEAN_LENGTH_7B = 185
+
+
+def arguments(name: str, description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(f"python -m experiments.benchmarks.{name}", None, description)
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--model", default="smollm2-135m", help=f"as in a run, or {LLAMA_7B}")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--length", type=int, help="random rows of so many tokens, not the data's")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks") / f"{name}.json")
+    return parser
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A frozen model, rows, and the configuration of our method for them."""
+
+    config: Config
+    model: LlamaForCausalLM
+    rows: Sequence[Tokenised]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def tokens(self) -> float:
+        """Mean tokens of a row."""
+        return float(np.mean([len(row.question) + len(row.answer) for row in self.rows]))
+
+    @property
+    def layer(self) -> int:
+        """L_int."""
+        return injection_layer(self.config.prompts, self.model.config.num_hidden_layers)
+
+    def twin(self) -> LlamaForCausalLM:
+        """A model of its own modules over the same weights."""
+        shared = {id(weight): weight for weight in self.model.parameters()}
+        return copy.deepcopy(self.model, shared)
+
+    def clients(self, count: int) -> list[Tensors]:
+        """Initial tensors of so many clients."""
+        size = cast(int, self.model.config.hidden_size)
+        prompts, seed = self.config.prompts, self.config.seed
+        return [initial_tensors(prompts, size, seed + client, True) for client in range(count)]
+
+    def mixture(self, *, warm: bool) -> Mixture:
+        """Our forward pass, without a prefix store or with one that holds all rows."""
+        pretrained = torch.from_numpy(self.clients(1)[0]["prompts"])
+        store = MemoryStore(STORE_BYTES) if warm else None
+        backbone = Backbone(self.twin())
+        mixture = Mixture(backbone, self.config.prompts, self.layer, pretrained, store)
+        if warm:
+            for row in self.rows:
+                mixture.prepare([row])
+        return mixture
+
+
+def workload(options: argparse.Namespace, rows: int) -> Workload:
+    """The model and `rows` rows that the options ask for."""
+    flat: dict[str, Scalar] = {
+        "dtype": options.dtype,
+        "device": options.device,
+        "seed": options.seed,
+        "num-samples": max(rows, 1000),
+    }
+    shape = options.model == LLAMA_7B
+    if not shape:
+        flat["model"] = options.model
+    config = Config.from_flat(flat)
+    device = resolve_device(options.device)
+    if shape:
+        model = _random_7b(getattr(torch, options.dtype), device)
+        length = options.length or _MEAN_LENGTH_7B
+    else:
+        model = loaded(config, device)
+        length = options.length
+    if length:
+        drawn = random_rows(rows, length, cast(int, model.config.vocab_size), options.seed)
+    else:
+        tokenised = Trainer(config).tokenised.examples
+        picked = np.random.default_rng(options.seed).permutation(len(tokenised))[:rows]
+        drawn = [tokenised[index] for index in picked]
+    return Workload(config, model, drawn)
+
+
+def loaded(config: Config, device: torch.device) -> LlamaForCausalLM:
+    """A model of its own, read from its files."""
+    dtype = getattr(torch, config.backbone.dtype)
+    model = LlamaForCausalLM.from_pretrained(prepared(config.backbone), dtype=dtype)
+    return cast(LlamaForCausalLM, model.to(device))  # type: ignore[arg-type]
+
+
+def _random_7b(dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+    """LLaMA-7B's shape (transformers' defaults) with random weights, made where they stay."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlamaForCausalLM(LlamaConfig())
+    finally:
+        torch.set_default_dtype(before)
+
+
+def random_rows(count: int, length: int, vocabulary: int, seed: int) -> list[Tokenised]:
+    """Random rows of one length, a quarter of it the answer."""
+    draw = np.random.default_rng(seed).integers(0, vocabulary, (count, length)).tolist()
+    cut = length - length // 4
+    return [Tokenised(tuple(row[:cut]), tuple(row[cut:]), "random") for row in draw]
+
+
+def local_steps(mixture: Mixture, work: Workload, rows: Sequence[Tokenised], clients: int) -> float:
+    """Seconds of one local step on each of the rows, dealt out over a cohort of clients."""
+    config = replace(work.config.train, local_steps=len(rows) // clients)
+    dealt = [
+        LocalData(rows[client::clients], tuple(range(config.local_steps)))
+        for client in range(clients)
+    ]
+    return seconds(lambda: train(mixture, work.clients(clients), dealt, config), work.device)
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of an action and of what it leaves on the device's queue."""
+    _wait(device)
+    start = time.perf_counter()
+    action()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(
+    title: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+    **facts: Any,
+) -> None:
+    """Print a table, and write the same rows as JSON with everything that says what they are.
+
+    Args:
+        title: of the table.
+        columns: keys of the rows that are shown, and their headings.
+        rows: the results.
+        options: of the command line.
+        **facts: what else to write.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, heading in enumerate(columns.values()):
+        table.add_column(heading, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(_text(row.get(key)) for key in columns))
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
+    written = {
+        "title": title,
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "options": {key: str(value) for key, value in vars(options).items()},
+        "seed": options.seed,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {**machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions(),
+        "commit": commit(),
+        **facts,
+        "rows": rows,
+    }
+    write_text(options.out, json.dumps(written, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
