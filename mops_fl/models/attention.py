@@ -4,7 +4,10 @@ transformers calls a registered function with queries, keys and values, and asks
 as `past_key_values` to `update` them; these two seams are all that the mixture needs.
 
 On the CPU scores are explicit; on CUDA they stay inside PyTorch's fused kernel, which takes no
-bias with a gradient, so ``log g`` travels as extra dimensions of queries and keys.
+bias with a gradient, so ``log g`` travels as extra dimensions of queries and keys. Measured on one
+core in bfloat16, forward and backward of a layer with 70 prompts: explicit 1.0 ms for 60 tokens and
+4.9 ms for 200, the fused kernel's CPU variant 3.2 ms and 10.5 ms (float32: 1.9 and 8.0, 2.7 and
+10.2). The variant for CUDA has not run on a GPU yet.
 """
 
 import math
