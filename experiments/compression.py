@@ -218,10 +218,11 @@ def _bench_sparse(setting: Setting) -> None:
 
     from mops_fl.compression.sparse24 import time_product
     from mops_fl.models.backbone import resolve_device
-    from mops_fl.models.source import find, llama_config
+    from mops_fl.models.source import llama_config, prepared
 
-    config = llama_config(setting.model, find(setting.model))
-    width, inner = config.hidden_size, config.intermediate_size
+    backbone = Config.from_flat({"model": setting.model, "dtype": setting.dtype}).backbone
+    config = llama_config(setting.model, prepared(backbone))
+    width, inner = config["hidden_size"], config["intermediate_size"]
     device, dtype = resolve_device(setting.device), getattr(torch, setting.dtype)
     for out_features, in_features in ((width, width), (inner, width), (width, inner)):
         for tokens in (setting.max_length, 8 * setting.max_length):

@@ -4,14 +4,16 @@ A node's own facts come from the node: ``--node-config`` may name its model, its
 private data (`data-path`, `dataset`), which is then this client's alone.
 """
 
+import logging
 from functools import lru_cache
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from mops_fl import replies
 from mops_fl.config import Config, Scalar
-from mops_fl.training import Trainer
+from mops_fl.training.trainer import Trainer
 
 _NODE_KEYS = ("model", "device", "dataset", "data-path")
 
@@ -48,6 +50,7 @@ def train(message: Message, context: Context) -> Message:
     trainer = _trainer(context)
     work = replies.training_work(message, context, trainer.config)
     result = trainer.train(work.partition, work.server_round, work.tensors, work.frozen)
+    _tell(trainer)
     return replies.trained(message, context, trainer.config, result)
 
 
@@ -56,4 +59,11 @@ def evaluate(message: Message, context: Context) -> Message:
     """Sum losses and gate weights over the held-out examples."""
     trainer = _trainer(context)
     work = replies.evaluation_work(message, context, trainer.config)
-    return replies.evaluated(message, trainer.evaluate(work.partition, work.tensors, work.frozen))
+    result = trainer.evaluate(work.partition, work.tensors, work.frozen)
+    _tell(trainer)
+    return replies.evaluated(message, result)
+
+
+def _tell(trainer: Trainer) -> None:
+    for warning in trainer.take_warnings():
+        log(logging.WARNING, "%s", warning)

@@ -32,9 +32,9 @@ from mops_fl.records import (
     to_array_record,
     whole,
 )
-from mops_fl.training import Trainer
 from mops_fl.training.evaluation import Evaluation
 from mops_fl.training.local import LocalResult
+from mops_fl.training.trainer import Trainer
 
 _LOCAL_GATE = "local-gate"
 

@@ -15,7 +15,7 @@ from mops_fl.engine import engine_grid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
 from mops_fl.grid import WatchedGrid
-from mops_fl.models.trainable import initial_tensors
+from mops_fl.models.initial import initial_tensors
 from mops_fl.provenance import commit, machine, versions
 from mops_fl.recorder import Recorder
 from mops_fl.records import (

@@ -9,7 +9,9 @@ import pytest
 
 from mops_fl.config import Config
 from mops_fl.metrics import Tally, total
-from mops_fl.models import Mixture, Trainable, initial_tensors
+from mops_fl.models.initial import initial_tensors
+from mops_fl.models.mixture import Mixture
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import PRETRAINED, PROMPTS
 from mops_fl.training.evaluation import evaluate
 from mops_fl.training.local import LocalData, draw_order, train

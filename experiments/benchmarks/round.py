@@ -26,7 +26,7 @@ from experiments.benchmarks.common import (
     workload,
 )
 from mops_fl.data import Tokenised
-from mops_fl.models import Mixture
+from mops_fl.models.mixture import Mixture
 from mops_fl.records import from_array_record, to_array_record
 from mops_fl.training.local import LocalData, train
 

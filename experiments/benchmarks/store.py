@@ -19,8 +19,10 @@ from experiments.benchmarks.common import (
     seconds,
     workload,
 )
-from mops_fl.models import Backbone, Mixture, Trainable
+from mops_fl.models.backbone import Backbone
+from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import DiskStore
+from mops_fl.models.trainable import Trainable
 from mops_fl.training.evaluation import evaluate
 
 COLUMNS = {
@@ -49,7 +51,7 @@ def file_times(work: Workload, kept: Mixture, folder: Path) -> dict[str, float]:
     made = []
     for row in work.rows:
         _, states, features = kept.prepare([row])
-        made.append((states[0].clone(), features[0].clone()))
+        made.append((states.clone(), features[0].clone()))
     found = {}
     for name in ("writing", "reading"):
         start = time.perf_counter()

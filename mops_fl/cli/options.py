@@ -77,7 +77,7 @@ def resources(
     if ray_address:
         _check_answers(ray_address)
     if workers is None:
-        workers = max(1, _cores() // cpus)
+        workers = max(1, cores() // cpus)
     return Resources(config.partition.num_clients, cpus, gpus, workers, ray_address)
 
 
@@ -94,7 +94,7 @@ def _read(file: Path) -> dict[str, Any]:
     return flat
 
 
-def _cores() -> int:
+def cores() -> int:
     """CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))

@@ -24,6 +24,11 @@ class Tokenised:
     """The answer and the end of sequence; a cut answer has no end of sequence."""
     task: str
 
+    @property
+    def fed(self) -> int:
+        """Tokens that go through a model: all but the last, which is only predicted."""
+        return len(self.question) + len(self.answer) - 1
+
 
 @dataclass(frozen=True)
 class TokenisedCorpus:

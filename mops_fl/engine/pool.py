@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
-from mops_fl.engine.worker import Answer, Served, Task
+from mops_fl.engine.tasks import Answer, Served, Task
 
 Shard = Sequence[Task]
 """Tasks of one message type that one worker serves together."""

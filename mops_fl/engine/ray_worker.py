@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import mops_fl
 from mops_fl.config import Config
 from mops_fl.engine.pool import Shard
-from mops_fl.engine.worker import CohortWorker, Served
+from mops_fl.engine.tasks import Served
 from mops_fl.errors import RunError
 
 _PATIENCE_SECONDS = 120.0
@@ -76,6 +76,18 @@ def _wait_for_ray() -> None:
         time.sleep(0.05)
 
 
+class _Actor:
+    """A `CohortWorker`, made where it runs: this process need not load what it loads."""
+
+    def __init__(self, config: Config, device: str, threads: int) -> None:
+        from mops_fl.engine.worker import CohortWorker
+
+        self._worker = CohortWorker(config, device, threads)
+
+    def serve(self, tasks: Shard) -> Served:
+        return self._worker.serve(tasks)
+
+
 class RayWorker:
     """A `CohortWorker` in a process of its own, somewhere in the Ray cluster."""
 
@@ -88,7 +100,7 @@ class RayWorker:
             "runtime_env": {"env_vars": _environment(slot)},
         }
         # ray's types do not know the methods of an actor
-        kind: Any = ray.remote(CohortWorker)
+        kind: Any = ray.remote(_Actor)
         self._actor: Any = kind.options(**options).remote(config, slot.device, slot.threads)
 
     def serve(self, tasks: Shard) -> Served:

@@ -1,44 +1,20 @@
 """A worker: one backbone, serving a shard of clients at a time. It knows nothing of Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, MessageType, RecordDict
+from flwr.app import Context, Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 
 from mops_fl import replies
 from mops_fl.config import Config
-from mops_fl.engine.together import Together
+from mops_fl.engine.tasks import Answer, Served, Task
+from mops_fl.engine.together import together
 from mops_fl.errors import MopsError
 from mops_fl.records import PRETRAINED
-from mops_fl.training import Trainer
-
-
-@dataclass(frozen=True)
-class Task:
-    """A message for one virtual client, and the client's context."""
-
-    message: Message
-    context: Context
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The reply to a task, and the client's state after it."""
-
-    reply: Message
-    state: RecordDict
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a worker gives back for a shard."""
-
-    answers: list[Answer]
-    """In the order of the tasks."""
-    warnings: list[str]
+from mops_fl.training.trainer import Trainer
 
 
 class CohortWorker:
@@ -55,7 +31,6 @@ class CohortWorker:
         torch.set_num_threads(threads)
         self._config = replace(config, backbone=replace(config.backbone, device=device))
         self._trainer = Trainer(self._config)
-        self._together = Together()
 
     def serve(self, tasks: Sequence[Task]) -> Served:
         """Answer tasks of one message type; a client that fails gets an error reply.
@@ -72,8 +47,7 @@ class CohortWorker:
             answers = [_answer(task, _evaluated, outcome) for task, outcome in outcomes]
         else:
             answers = [_answer(task, self._queried, kind) for task in tasks]
-        warnings, self._together.warnings = self._together.warnings, []
-        return Served(answers, warnings)
+        return Served(answers, self._trainer.take_warnings())
 
     def _batched(
         self,
@@ -87,7 +61,7 @@ class CohortWorker:
         ]
         for indices in _alike(outcomes):
             works = [outcomes[index] for index in indices]
-            for index, outcome in zip(indices, self._together.run(function, works), strict=True):
+            for index, outcome in zip(indices, together(function, works), strict=True):
                 outcomes[index] = outcome
         return list(zip(tasks, outcomes, strict=True))
 

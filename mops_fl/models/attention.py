@@ -37,26 +37,9 @@ class KeyValues:
         self._layers[layer] = (keys, values)
         return keys, values
 
-    def before(self, batch: int) -> "_Prepend":
-        """What to give to layers that run B rows of tokens, each of which sees the vectors."""
-        return _Prepend(self._layers, batch)
-
-
-class _Prepend:
-    """Puts recorded keys and values before those of the tokens."""
-
-    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]], batch: int) -> None:
-        self._layers, self._batch = layers, batch
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        if layer not in self._layers:
-            return keys, values
-        first_keys, first_values = (
-            part.expand(self._batch, -1, -1, -1) for part in self._layers[layer]
-        )
-        return torch.cat((first_keys, keys), -2), torch.cat((first_values, values), -2)
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What was recorded for one layer."""
+        return self._layers[layer]
 
 
 class Packing:
@@ -73,6 +56,7 @@ class Packing:
         lengths: Sequence[int],
         owner: Tensor | None,
         device: torch.device,
+        recorded: KeyValues | None = None,
     ) -> None:
         """Lay out the sequence.
 
@@ -82,9 +66,11 @@ class Packing:
             lengths: tokens of each of the B rows.
             owner: [B], the set that each row sees; None for P = 1, or P = B in the same order.
             device: where the indices live.
+            recorded: the keys and values of K vectors that all rows see, instead of sets of them
+                in the sequence (P = 0).
         """
         self._sets, self._prompts, self._owner = sets, prompts, owner
-        self._rows, self._longest = len(lengths), max(lengths)
+        self._rows, self._longest, self._recorded = len(lengths), max(lengths), recorded
         counts, columns = torch.tensor(lengths)[:, None], torch.arange(self._longest)
         valid = columns < counts
         places = valid.flatten().nonzero()[:, 0]
@@ -95,32 +81,48 @@ class Packing:
         )
         self.positions = torch.cat(positions)[None].to(device)
         """[1, N], the RoPE position of each."""
-        self.starts = (sets * prompts + counts.cumsum(0) - counts)[:, 0].to(device)
-        """[B], where each row begins in the sequence."""
 
-    def pack(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        """[P, K, …] and padded [B, T, …] to [1, N, …]."""
-        tokens = tokens.flatten(0, 1)
-        if self._places is not None:
-            tokens = _Picked.apply(tokens, self._places)
-        return torch.cat((prompts.flatten(0, 1), tokens))[None]
+    @property
+    def first_token(self) -> int:
+        """P · K: where the tokens begin in the sequence."""
+        return self._sets * self._prompts
 
     def unpack(self, part: Tensor) -> tuple[Tensor, Tensor]:
         """[1, heads, N, size] to [P, heads, K, size] and padded [B, heads, T, size]."""
         _, heads, _, size = part.shape
-        flat, cut = part[0].transpose(0, 1), self._sets * self._prompts
-        prompts, tokens = flat[:cut], flat[cut:]
+        flat = part[0].transpose(0, 1)
+        prompts, tokens = flat[: self.first_token], flat[self.first_token :]
         if self._places is not None:
             tokens = _Placed.apply(tokens, self._places, self._rows * self._longest)
         prompts = prompts.view(self._sets, self._prompts, heads, size)
         tokens = tokens.view(self._rows, self._longest, heads, size)
         return prompts.transpose(1, 2), tokens.transpose(1, 2)
 
-    def seen_by_rows(self, prompts: Tensor, tokens: Tensor) -> Tensor:
-        """Keys or values of every row: those of its set before its own, [B, groups, S, size]."""
+    def pack(self, prompts: Tensor, tokens: Tensor) -> Tensor:
+        """The inverse: [P, K, …] and padded [B, T, …] to [1, N, …]."""
+        tokens = tokens.flatten(0, 1)
+        if self._places is not None:
+            tokens = _Picked.apply(tokens, self._places)
+        return sequence(prompts, tokens)
+
+    def seen_by_rows(
+        self, module: Any, prompts: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of every row: those of its set before its own, [B, groups, S, size]."""
+        if self._recorded is not None:
+            prompts = self._recorded.of(module.layer_idx)
         if self._owner is not None:
-            prompts = prompts[self._owner]
-        return torch.cat((prompts.expand(self._rows, -1, -1, -1), tokens), 2)
+            prompts = (prompts[0][self._owner], prompts[1][self._owner])
+        keys, values = (
+            torch.cat((before.expand(self._rows, -1, -1, -1), own), 2)
+            for before, own in zip(prompts, tokens, strict=True)
+        )
+        return keys, values
+
+
+def sequence(prompts: Tensor, tokens: Tensor) -> Tensor:
+    """[P, K, …] and the tokens of all rows one after the other [M, …] to [1, P · K + M, …]."""
+    return torch.cat((prompts.flatten(0, 1), tokens))[None]
 
 
 class _Placed(torch.autograd.Function):
@@ -172,7 +174,7 @@ def prompt_attention(
     and the softmax renormalises it. Rows are padded on the right, so causality hides the padding.
 
     Args:
-        module: the layer's attention; not used.
+        module: the layer's attention; its index is what `Packing` may ask for.
         query: [B, heads, T, head size].
         key: [B, key-value heads, S, head size].
         value: like `key`.
@@ -194,14 +196,9 @@ def prompt_attention(
     query, tokens_query = packing.unpack(query)
     key, tokens_key = packing.unpack(key)
     value, tokens_value = packing.unpack(value)
-    among_tokens = attend(
-        tokens_query,
-        packing.seen_by_rows(key, tokens_key),
-        packing.seen_by_rows(value, tokens_value),
-        scaling,
-        prompt_bias,
-    )
-    among_prompts = attend(query, key, value, scaling, None) if query.shape[2] else query
+    keys, values = packing.seen_by_rows(module, (key, value), (tokens_key, tokens_value))
+    among_tokens = attend(tokens_query, keys, values, scaling, prompt_bias)
+    among_prompts = attend(query, key, value, scaling, None) if query.numel() else query
     return packing.pack(among_prompts.transpose(1, 2), among_tokens.transpose(1, 2)), None
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from mops_fl.config import BackboneConfig
 from mops_fl.errors import ConfigError
 from mops_fl.models.attention import NAME
+from mops_fl.models.memory import Memory
 from mops_fl.models.source import prepared, weights
 
 
@@ -26,18 +27,18 @@ class Backbone:
         self.num_layers: int = model.config.num_hidden_layers
         self.dtype = model.model.embed_tokens.weight.dtype
         self.device = model.model.embed_tokens.weight.device
+        self.memory = Memory(model.config, self.dtype, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, T] to states [B, T, d]."""
+        """Token ids to states: one more dimension, d."""
         return self.model.model.embed_tokens(ids)
 
     def run(
         self,
         states: Tensor,
         layers: range,
-        first_position: int = 0,
+        positions: Tensor | None = None,
         past: Any = None,
-        scale: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
         """Run states [B, T, d] through some of the layers.
@@ -45,9 +46,8 @@ class Backbone:
         Args:
             states: input of the first of these layers.
             layers: consecutive layer indices.
-            first_position: RoPE position of ``states[:, 0]``.
+            positions: RoPE position of each state, [B, T] or [1, T]; from 0 by default.
             past: see `mops_fl.models.attention.KeyValues`.
-            scale: [B, T, 1], multiplied onto the input of every layer.
             **attention: passed on to the attention function.
 
         Returns:
@@ -55,13 +55,10 @@ class Backbone:
         """
         if not states.shape[1]:
             return states
-        positions = torch.arange(
-            first_position, first_position + states.shape[1], device=states.device
-        )[None]
+        if positions is None:
+            positions = torch.arange(states.shape[1], device=states.device)[None]
         rotary = self.model.model.rotary_emb(states, positions)
         for index in layers:
-            if scale is not None:
-                states = states * scale
             states = self.model.model.layers[index](
                 states, position_embeddings=rotary, past_key_values=past, **attention
             )

@@ -4,11 +4,17 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.utils import logging
 
 from mops_fl.errors import ModelError
-from mops_fl.models.source import Source, llama_config
+from mops_fl.models.source import Source
 
 
 def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
@@ -17,9 +23,14 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
     Raises:
         ModelError: the model is not a LLaMA, or its weights or tokenizer cannot be read.
     """
-    llama_config(model, source)
     logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(**source.arguments)
+        if not isinstance(config, LlamaConfig):
+            raise ModelError(
+                f"model={model!r} is of type {config.model_type!r}: only LLaMA-architecture models "
+                "can be backbones"
+            )
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         loaded = AutoModelForCausalLM.from_pretrained(
             **source.arguments, dtype=getattr(torch, dtype)

@@ -21,7 +21,7 @@ bfloat16, forward and backward:
 `torch.compile`, CUDA graphs and everything else on a GPU are untried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,54 +29,53 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mops_fl.config import PromptConfig
 from mops_fl.data import Tokenised
-from mops_fl.models.attention import KeyValues, Packing
+from mops_fl.models.attention import KeyValues, Packing, sequence
 from mops_fl.models.backbone import Backbone
+from mops_fl.models.memory import Result
 from mops_fl.models.prefix_store import Kept, PrefixStore
 from mops_fl.models.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples, padded on the right; the last answer token is predicted but never fed."""
+    """B examples, their tokens one after the other; the last of an answer is never fed."""
 
     lengths: tuple[int, ...]
     """Tokens fed of each example."""
     ids: Tensor
-    """[B, T] token ids of question and answer."""
-    question_lengths: Tensor
-    """[B], tokens of the question."""
-    rows: Tensor
-    """[N], the row of each answer token."""
-    columns: Tensor
-    """[N], the position that predicts it."""
+    """[M] token ids of questions and answers."""
+    row: Tensor
+    """[M], the example of each token."""
+    asked: Tensor
+    """[Q], the tokens of the questions."""
+    places: Tensor
+    """[A], the token that predicts each answer token."""
     targets: Tensor
-    """[N], its id."""
+    """[A], its id."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.lengths)
 
 
 def collate(examples: Sequence[Tokenised], device: torch.device) -> Batch:
     """A batch of examples in the order given."""
-    fed = [example.question + example.answer[:-1] for example in examples]
-    ids = np.zeros((len(fed), max(map(len, fed))), np.int64)
-    for row, tokens in zip(ids, fed, strict=True):
-        row[: len(tokens)] = tokens
-    starts = [len(example.question) - 1 for example in examples]
-    counts = [len(example.answer) for example in examples]
+    questions = [len(example.question) for example in examples]
+    lengths = [example.fed for example in examples]
+    row = np.repeat(np.arange(len(examples)), lengths)
+    column = np.concatenate([np.arange(length) for length in lengths])
+    question = np.array(questions)[row]
     arrays = (
-        ids,
-        np.array(starts) + 1,
-        np.repeat(np.arange(len(examples)), counts),
-        np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]),
+        np.concatenate([example.question + example.answer[:-1] for example in examples]),
+        row,
+        np.flatnonzero(column < question),
+        np.flatnonzero(column >= question - 1),
         np.concatenate([np.array(example.answer) for example in examples]),
     )
     tensors = (torch.from_numpy(array).to(device) for array in arrays)
-    return Batch(tuple(map(len, fed)), *tensors)
+    return Batch(tuple(lengths), *tensors)
 
 
 class Mixture:
@@ -123,20 +122,23 @@ class Mixture:
             states = self.prefix_states(batch)
             return batch, states, self.gate_features(states, batch)
         kept = [self._store.get(example, partial(self._alone, example)) for example in examples]
-        states = pad_sequence([states for states, _ in kept], batch_first=True)
+        states = torch.cat([states for states, _ in kept])
         return batch, states, torch.stack([features for _, features in kept])
 
     def _alone(self, example: Tokenised) -> Kept:
         batch = collate([example], self.backbone.device)
         states = self.prefix_states(batch)
-        return states[0], self.gate_features(states, batch)[0]
+        return states, self.gate_features(states, batch)[0]
 
     @torch.no_grad()
     def prefix_states(self, batch: Batch) -> Tensor:
-        """States of the tokens at L_int, [B, T, d]: constants of (backbone, P¹, L_int, tokens)."""
-        length = self._pretrained_states.shape[1]
-        past = self._prefix_cache.before(len(batch)) if self._prefix_cache else None
-        return self.backbone.run(self.backbone.embed(batch.ids), self._prefix, length, past)
+        """States of the tokens at L_int, [M, d]: constants of (backbone, P¹, L_int, tokens)."""
+        count, device = self._pretrained_states.shape[1], self.backbone.device
+        # without P¹, one set of no vectors
+        sets = 0 if self._prefix_cache else 1
+        packing = Packing(sets, count, batch.lengths, None, device, self._prefix_cache)
+        embedded = self.backbone.embed(batch.ids)[None]
+        return self.backbone.run(embedded, self._prefix, packing.positions, packing=packing)[0]
 
     @torch.no_grad()
     def gate_features(self, states: Tensor, batch: Batch) -> Tensor:
@@ -147,12 +149,29 @@ class Mixture:
         all hidden units of the gate below zero together. The answer is left out, since it is what
         the gate helps to predict.
         """
-        positions = torch.arange(states.shape[1], device=states.device)
-        question = (positions < batch.question_lengths[:, None]).float()
-        summed = torch.einsum("bt,btd->bd", question, _unit(states))
+        row = batch.row[batch.asked]
         constant = _unit(self._pretrained_states)[0]
-        count = batch.question_lengths[:, None] + len(constant)
-        return (summed + constant.sum(0)) / count
+        summed = constant.sum(0).repeat(len(batch), 1)
+        summed = summed.index_add(0, row, _unit(states[batch.asked]))
+        counts = torch.bincount(row, minlength=len(batch)) + len(constant)
+        return summed / counts[:, None]
+
+    def in_groups(
+        self,
+        function: Callable[[list[int]], Result],
+        examples: Sequence[Tokenised],
+        owner: Sequence[int],
+        *,
+        training: bool,
+    ) -> Iterator[tuple[list[int], Result]]:
+        """Call a function that runs `nll` on all examples, as many at once as memory holds.
+
+        See `mops_fl.models.memory.Memory.in_groups`.
+        """
+        layers = len(self._suffix) if training else 1
+        return self.backbone.memory.in_groups(
+            function, examples, owner, self.layout.num_prompts, layers
+        )
 
     def nll(
         self,
@@ -160,7 +179,7 @@ class Mixture:
         batch: Batch,
         states: Tensor,
         features: Tensor | None,
-        owner: Tensor | None = None,
+        owner: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Negative log-likelihood of each answer.
 
@@ -175,30 +194,35 @@ class Mixture:
             [B], sums over the answer's tokens in nats (float32); and the gate weights [B, E] as
             ``gate-scale`` has them, None without a gate.
         """
-        gate = None
-        log_gate = None
+        prompts, set_of, gate, log_gate = trainable.prompts, None, None, None
+        if owner is not None:
+            present, inverse = np.unique(owner, return_inverse=True)
+            set_of = torch.from_numpy(inverse).to(prompts.device)
+            if len(present) < len(prompts):
+                prompts = prompts[torch.from_numpy(present).to(prompts.device)]
         if trainable.gated:
             assert features is not None
             log_gate = trainable.log_gate(features, owner)
             if self.layout.gate_scale == "mean-one":
                 log_gate = log_gate + float(np.log(self.layout.experts))
             gate = log_gate.exp()
-        packing, prompts, bias, scale = self._sets(trainable.prompts, batch, log_gate, owner)
-        answers = packing.starts[batch.rows] + batch.columns
-        out = self._run_suffix(packing, packing.pack(prompts, states), answers, bias, scale)
+        packing, prompts, bias, scale = self._sets(prompts, batch, log_gate, set_of)
+        answers = packing.first_token + batch.places
+        out = self._run_suffix(packing, sequence(prompts, states), answers, bias, scale)
         losses = F.cross_entropy(self.backbone.logits(out), batch.targets, reduction="none")
-        return losses.new_zeros(len(batch)).index_add(0, batch.rows, losses), gate
+        row = batch.row[batch.places]
+        return losses.new_zeros(len(batch)).index_add(0, row, losses), gate
 
     def _sets(
-        self, prompts: Tensor, batch: Batch, log_gate: Tensor | None, owner: Tensor | None
+        self, prompts: Tensor, batch: Batch, log_gate: Tensor | None, set_of: Tensor | None
     ) -> tuple[Packing, Tensor, Tensor | None, Tensor | None]:
         """What goes into the layers from L_int on, and how the gate acts there.
 
         Args:
-            prompts: [C, K, d].
+            prompts: [C, K, d], those of the clients that have a row.
             batch: the examples.
             log_gate: [B, E], None without a gate.
-            owner: [B], the client of each row; None for one client.
+            set_of: [B], the index of each row's client among them; None for one client.
 
         Returns:
             The layout; the sets of vectors [P, K', d], those of P¹ among them where they are kept;
@@ -212,17 +236,17 @@ class Mixture:
             bias = log_gate.repeat_interleave(self.layout.prompts_per_expert, -1)
             if self.layout.gate_mode == "hidden":
                 weights, bias = bias.exp()[..., None].to(prompts.dtype), None
-                prompts = prompts.expand(len(batch), -1, -1) if owner is None else prompts[owner]
-                owner = None
+                prompts = prompts.expand(len(batch), -1, -1) if set_of is None else prompts[set_of]
+                set_of = None
         kept = self._pretrained_states
         if self.layout.injection == "append" and kept.shape[1]:
             prompts = torch.cat((kept.expand(len(prompts), -1, -1), prompts), 1)
             if weights is not None:
                 weights = F.pad(weights, (0, 0, kept.shape[1], 0), value=1.0)
-        packing = Packing(len(prompts), prompts.shape[1], batch.lengths, owner, prompts.device)
+        packing = Packing(len(prompts), prompts.shape[1], batch.lengths, set_of, prompts.device)
         scale = None
         if weights is not None:
-            scale = packing.pack(weights, weights.new_ones(*batch.ids.shape, 1))
+            scale = sequence(weights, weights.new_ones(len(batch.ids), 1))
         return packing, prompts, bias, scale
 
     def _run_suffix(

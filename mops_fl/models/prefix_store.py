@@ -35,7 +35,7 @@ from mops_fl.models.backbone import Backbone
 Kept = tuple[Tensor, Tensor]
 """States at L_int [T, d] in the backbone's type, and the gate's input [d] in float32."""
 
-_FORMAT = 2
+_FORMAT = 3
 _HEADER = struct.Struct("<8s32sI20x")
 _MAGIC = b"MOPSFLP\0"
 _CHECKED_SHARE = 20
@@ -136,8 +136,7 @@ class DiskStore:
         """See `PrefixStore`; a disk that cannot be written is said once, and lived with."""
         key = _key(self._identity, example)
         path = self._folder / key.hex()
-        length = len(example.question) + len(example.answer) - 1
-        kept = self._read(path, key, length)
+        kept = self._read(path, key, example.fed)
         if kept is None:
             kept = make()
             try:

@@ -11,9 +11,9 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, LlamaConfig
-
+from mops_fl.compression.manifest import FILE
 from mops_fl.config import BackboneConfig, DataConfig, PromptConfig
 from mops_fl.errors import ConfigError, ModelError
 from mops_fl.files import cache_folder, made_once, write_text
@@ -129,19 +129,23 @@ def digest(source: Source) -> str:
     return memo.read_text()
 
 
-def llama_config(model: str, source: Source) -> LlamaConfig:
-    """The model's configuration.
+def llama_config(model: str, folder: Path) -> dict[str, Any]:
+    """The model's configuration, from its config.json.
 
     Raises:
         ModelError: it is not of the LLaMA architecture.
     """
     try:
-        config = AutoConfig.from_pretrained(**source.arguments)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"model={model!r}: its configuration cannot be read: {error}") from error
-    if not isinstance(config, LlamaConfig):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, _, _ = (config[name] for name in ("model_type", "hidden_size", "num_hidden_layers"))
+    except (ValueError, OSError, KeyError, TypeError) as error:
         raise ModelError(
-            f"model={model!r} is of type {config.model_type!r}: only LLaMA-architecture models "
+            f"model={model!r}: {folder / 'config.json'} cannot be read: {error!r}: give a Hugging "
+            "Face folder of a LLaMA"
+        ) from error
+    if kind != "llama":
+        raise ModelError(
+            f"model={model!r} is of type {kind!r}: only LLaMA-architecture models "
             "(model_type 'llama') can be backbones"
         )
     return config
@@ -155,7 +159,7 @@ def prepared(backbone: BackboneConfig) -> Path:
     """
     source = find(backbone.model)
     if not source.gguf:
-        llama_config(backbone.model, source)
+        llama_config(backbone.model, source.path)
         _check_tokenizer(backbone.model, source.path)
         if _is_ready(source.path, backbone.dtype):
             return source.path
@@ -215,15 +219,14 @@ def weights(backbone: BackboneConfig) -> Path:
         DataError: there are too few calibration rows.
         RunError: there is not enough disk.
     """
-    from mops_fl.compression.artifact import verify
-    from mops_fl.compression.manifest import FILE
-
-    source = find(backbone.model)
+    source, folder = find(backbone.model), prepared(backbone)
     if (source.path / FILE).is_file():
+        from mops_fl.compression.artifact import verify
+
         verify(source.path)
-    folder = prepared(backbone)
     if not backbone.spec.pruning:
         return folder
+    from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import load_calibration
     from mops_fl.models.backbone import load_tokenizer, resolve_device
@@ -260,8 +263,8 @@ def describe(backbone: BackboneConfig) -> ModelFacts:
         ModelError: there is no such model, it is not a LLaMA, or it has no tokenizer.
     """
     source = Source(weights(backbone))
-    config = llama_config(backbone.model, source)
-    return ModelFacts(config.hidden_size, config.num_hidden_layers, digest(source))
+    config = llama_config(backbone.model, source.path)
+    return ModelFacts(config["hidden_size"], config["num_hidden_layers"], digest(source))
 
 
 def check_backbone(backbone: BackboneConfig, prompts: PromptConfig) -> ModelFacts:
@@ -271,9 +274,10 @@ def check_backbone(backbone: BackboneConfig, prompts: PromptConfig) -> ModelFact
         ModelError: there is no such model, it is not a LLaMA, or it has no tokenizer.
         ConfigError: the injection layer or the device does not exist.
     """
-    from mops_fl.models.backbone import resolve_device
-
     facts = describe(backbone)
     injection_layer(prompts, facts.num_layers)
-    resolve_device(backbone.device)
+    if backbone.device not in ("auto", "cpu"):
+        from mops_fl.models.backbone import resolve_device
+
+        resolve_device(backbone.device)
     return facts

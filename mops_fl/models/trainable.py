@@ -11,12 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mops_fl.config import PromptConfig
-from mops_fl.records import GATE, GATE_HIDDEN, GATE_OUTPUT, PROMPTS, Tensors
-from mops_fl.seeding import numpy_generator
-
-INIT_STD = 0.02
-"""Standard deviation of randomly initialised prompt vectors."""
+from mops_fl.records import GATE, GATE_HIDDEN, PROMPTS, Tensors
 
 
 class Trainable:
@@ -51,7 +46,7 @@ class Trainable:
         for name in GATE:
             self.tensors[name].requires_grad_(False)
 
-    def log_gate(self, features: Tensor, owner: Tensor | None) -> Tensor:
+    def log_gate(self, features: Tensor, owner: Sequence[int] | None) -> Tensor:
         """``log g`` with ``g = softmax(W₂ relu(W₁ avg_emb))`` (paper, "The gating function").
 
         Args:
@@ -65,8 +60,9 @@ class Trainable:
         if owner is None:
             scores = F.linear(F.relu(F.linear(features, first[0])), second[0])
         else:
-            hidden = F.relu(torch.einsum("bd,bhd->bh", features, first[owner]))
-            scores = torch.einsum("bh,beh->be", hidden, second[owner])
+            index = torch.tensor(owner, device=features.device)
+            hidden = F.relu(torch.einsum("bd,bhd->bh", features, first[index]))
+            scores = torch.einsum("bh,beh->be", hidden, second[index])
         return scores.log_softmax(-1)
 
     def of_client(self, client: int) -> Tensors:
@@ -80,26 +76,3 @@ class Trainable:
     def parameters(self) -> list[Tensor]:
         """The tensors that are trained."""
         return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
-
-
-def initial_tensors(prompts: PromptConfig, hidden_size: int, seed: int, gated: bool) -> Tensors:
-    """Seeded initial values from shapes alone, without a backbone.
-
-    Prompts are N(0, 0.02²); W₁ is N(0, 1) and W₂ N(0, 1/d_g).
-
-    Returns:
-        `prompts` [K, d], and for a gated method `gate.hidden` [d_g, d] and `gate.output` [E, d_g].
-    """
-    draw = numpy_generator(seed, "initial", PROMPTS).standard_normal
-    tensors = {PROMPTS: INIT_STD * draw((prompts.num_prompts, hidden_size), np.float32)}
-    if gated:
-        shapes = {
-            GATE_HIDDEN: (prompts.gate_hidden, hidden_size),
-            GATE_OUTPUT: (prompts.experts, prompts.gate_hidden),
-        }
-        # the gate's input has norm 1 at most, its hidden units are about 1
-        stds = {GATE_HIDDEN: 1.0, GATE_OUTPUT: prompts.gate_hidden**-0.5}
-        for name, shape in shapes.items():
-            draw = numpy_generator(seed, "initial", name).standard_normal
-            tensors[name] = np.float32(stds[name]) * draw(shape, np.float32)
-    return tensors

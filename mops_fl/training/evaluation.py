@@ -1,6 +1,6 @@
 """Losses and gate weights of fixed prompts on held-out examples."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,8 @@ import torch
 
 from mops_fl.data import Tokenised
 from mops_fl.metrics import GateSum, Tally
-from mops_fl.models import Mixture, Trainable
-
-_TOKENS_PER_BATCH = 4096
+from mops_fl.models.mixture import Mixture
+from mops_fl.models.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,21 @@ def evaluate_clients(
     """
     examples = [example for own in held_out for example in own]
     clients = np.repeat(np.arange(len(held_out)), [len(own) for own in held_out])
+    owners = [0] * len(examples) if len(trainable.prompts) == 1 else clients.tolist()
     losses = [0.0] * len(examples)
     gates: list[tuple[float, ...]] = [()] * len(examples)
-    device = mixture.backbone.device
-    for indices in _batches(examples):
-        batch, states, features = mixture.prepare([examples[i] for i in indices])
-        shared = len(trainable.prompts) == 1
-        owner = None if shared else torch.from_numpy(clients[indices]).to(device)
-        nll, gate = mixture.nll(trainable, batch, states, features, owner)
-        for index, value in zip(indices, nll.tolist(), strict=True):
+
+    def forward(group: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, states, features = mixture.prepare([examples[i] for i in group])
+        owner = [owners[i] for i in group] if len(trainable.prompts) > 1 else None
+        return mixture.nll(trainable, batch, states, features, owner)
+
+    for group, (nll, gate) in mixture.in_groups(forward, examples, owners, training=False):
+        for index, value in zip(group, nll.tolist(), strict=True):
             losses[index] = value
         if gate is not None:
             shares = gate / gate.sum(-1, keepdim=True)
-            for index, weights in zip(indices, shares.tolist(), strict=True):
+            for index, weights in zip(group, shares.tolist(), strict=True):
                 gates[index] = tuple(weights)
     parts = [np.flatnonzero(clients == client) for client in range(len(held_out))]
     return [_summed([(examples[i], losses[i], gates[i]) for i in part]) for part in parts]
@@ -73,16 +74,3 @@ def _summed(rows: Iterable[tuple[Tokenised, float, tuple[float, ...]]]) -> Evalu
             none = GateSum((0.0,) * len(weights), 0)
             sums[task] = sums.get(task, none) + GateSum(weights, 1)
     return Evaluation(tallies, sums)
-
-
-def _batches(examples: Sequence[Tokenised]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of a bounded number of padded tokens."""
-    lengths = [len(example.question) + len(example.answer) for example in examples]
-    batch: list[int] = []
-    for index in sorted(range(len(examples)), key=lambda i: (lengths[i], i)):
-        if batch and lengths[index] * (len(batch) + 1) > _TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
 from mops_fl.config import TrainConfig
 from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
 from mops_fl.metrics import Tally
-from mops_fl.models import Mixture, Trainable
+from mops_fl.models.mixture import Mixture
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import Tensors
 from mops_fl.seeding import numpy_generator
 
@@ -85,23 +88,23 @@ def train(
     if trainable.gated and not train_gate:
         trainable.freeze_gate()
     optimiser = torch.optim.AdamW(trainable.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    owner = torch.arange(len(clients), device=device).repeat_interleave(config.batch_size)
+    owner = np.repeat(np.arange(len(clients)), config.batch_size).tolist()
     sums = torch.zeros(len(clients), dtype=torch.float64, device=device)
-    tokens = torch.zeros(len(clients), dtype=torch.int64, device=device)
+    tokens = np.zeros(len(clients), np.int64)
     for step in range(config.local_steps):
         part = slice(step * config.batch_size, (step + 1) * config.batch_size)
         examples = [own.examples[i] for own in data for i in own.order[part]]
-        batch, states, features = mixture.prepare(examples)
-        nll, _ = mixture.nll(
-            trainable, batch, states, features, owner if len(clients) > 1 else None
-        )
-        client_nll = nll.new_zeros(len(clients)).index_add(0, owner, nll)
-        counts = torch.bincount(owner[batch.rows], minlength=len(clients))
-        (client_nll / counts).sum().backward()
+        counts = np.bincount(owner, [len(example.answer) for example in examples])
+        tokens += counts.astype(np.int64)
+        for group, nll in mixture.in_groups(
+            partial(_gradient, mixture, trainable, examples, owner, counts),
+            examples,
+            owner,
+            training=True,
+        ):
+            sums.index_add_(0, torch.tensor([owner[i] for i in group], device=device), nll)
         optimiser.step()
         optimiser.zero_grad()
-        sums += client_nll.detach()
-        tokens += counts
     seconds = (time.perf_counter() - start) / len(clients)
     return [
         LocalResult(
@@ -113,3 +116,22 @@ def train(
         )
         for client, own in enumerate(data)
     ]
+
+
+def _gradient(
+    mixture: Mixture,
+    trainable: Trainable,
+    examples: Sequence[Tokenised],
+    owner: Sequence[int],
+    counts: np.ndarray,
+    group: Sequence[int],
+) -> torch.Tensor:
+    """Add the gradient of some of a step's examples, all of it or nothing; their losses [B]."""
+    batch, states, features = mixture.prepare([examples[i] for i in group])
+    owners = [owner[i] for i in group]
+    nll, _ = mixture.nll(trainable, batch, states, features, owners if len(counts) > 1 else None)
+    shares = torch.tensor(1 / counts[owners], dtype=nll.dtype, device=nll.device)
+    leaves = trainable.parameters()
+    for leaf, gradient in zip(leaves, torch.autograd.grad(nll @ shares, leaves), strict=True):
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    return nll.detach().double()

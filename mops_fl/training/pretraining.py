@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 from mops_fl.config import PromptConfig, TrainConfig
 from mops_fl.data import Tokenised
-from mops_fl.models import Backbone, Mixture, Trainable, collate
+from mops_fl.models.backbone import Backbone
+from mops_fl.models.mixture import Mixture, collate
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import PRETRAINED, PROMPTS, Tensors
 from mops_fl.seeding import numpy_generator
 from mops_fl.training.local import LocalData, draw_order, train
@@ -120,6 +122,6 @@ def vocabulary_prompts(
     tokens = Tokenised(question=tuple(ids.tolist()), answer=(0,), task="")
     batch = collate([tokens], backbone.device)
     with torch.no_grad():
-        embedded = backbone.embed(batch.ids)[0]
-        states = mixture.prefix_states(batch)[0]
+        embedded = backbone.embed(batch.ids)
+        states = mixture.prefix_states(batch)
     return embedded.float().cpu().numpy(), states.float().cpu().numpy()

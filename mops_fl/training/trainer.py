@@ -13,10 +13,11 @@ import torch
 
 from mops_fl.config import Config
 from mops_fl.data import Corpus, Tokenised, TokenisedCorpus, load_corpus, tokenise
-from mops_fl.models import Mixture, Trainable, describe, injection_layer, load_backbone
-from mops_fl.models.backbone import Backbone, load_tokenizer
+from mops_fl.models.backbone import Backbone, load_backbone, load_tokenizer
+from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import PrefixStore, open_store
-from mops_fl.models.source import ModelFacts
+from mops_fl.models.source import ModelFacts, describe, injection_layer
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import GATE, PRETRAINED, PROMPTS, Tensors
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
@@ -109,6 +110,14 @@ class Trainer:
             return None
         weights = {"model": self.model_facts.digest, "compression": config.backbone.compression}
         return open_store({**weights, **prefix}, self.backbone, config.prefix_store_gb)
+
+    def take_warnings(self) -> list[str]:
+        """What the user should know since the last call."""
+        if "backbone" not in vars(self):
+            return []
+        memory = self.backbone.memory
+        warnings, memory.warnings = memory.warnings, []
+        return warnings
 
     def train(
         self, partition: int, server_round: int, tensors: Tensors, frozen: Tensors

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from tasks import assert_close, task, tensors_of, values
+from tasks import assert_close, configured, task, tensors_of, values
 
 from mops_fl import replies
 from mops_fl.engine import worker as worker_module
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
-from mops_fl.models import Mixture
+from mops_fl.metrics import total
+from mops_fl.models.backbone import load_backbone
+from mops_fl.models.mixture import Mixture
 from mops_fl.records import CONFIG, PARTITION, PRETRAINED, PROMPTS
-from mops_fl.training import Trainer
+from mops_fl.training.trainer import Trainer
 
 
 class TestFailures:
@@ -111,19 +113,23 @@ class TestMemory:
             rows = seen
 
         monkeypatch.setattr(Mixture, "nll", nll)
-        return scarce
+        load_backbone.cache_clear()
+        yield scarce
+        load_backbone.cache_clear()
 
     def test_a_cohort_is_halved_until_it_fits_and_says_so_once(self, config, scarce):
         scarce.fits = 2
         worker = CohortWorker(config, "cpu", 1)
         tasks = [task(p, values(config)) for p in range(6)]
         served = worker.serve(tasks)
-        assert set(scarce.rows) == {1}
+        assert max(scarce.rows) <= 2
         assert not any(answer.reply.has_error() for answer in served.answers)
         (warning,) = served.warnings
-        assert "6 clients in one forward need more memory" in warning
-        alone = Trainer(config).train(5, 1, values(config), {})
-        assert_close(tensors_of(served.answers[5]), alone.tensors)
+        assert "6 examples in one forward need more memory" in warning
+        trainer = Trainer(config)
+        for partition, answer in enumerate(served.answers):
+            alone = trainer.train(partition, 1, values(config), {})
+            assert_close(tensors_of(answer), alone.tensors)
         scarce.fits = 0
         again = worker.serve(tasks)
         assert all("out of memory" in answer.reply.error.reason for answer in again.answers)
@@ -136,7 +142,22 @@ class TestMemory:
         scarce.fits = 99
         scarce.rows.clear()
         worker.serve([task(p, values(config)) for p in range(6)])
-        assert set(scarce.rows) == {3}
+        assert 1 < max(scarce.rows) < 6
+
+    def test_a_batch_of_one_client_and_an_evaluation_are_halved_too(self, tiny_llama, scarce):
+        config = configured(tiny_llama, batch_size=5)
+        whole = Trainer(config)
+        expected = whole.train(0, 1, values(config), {})
+        losses = total(whole.evaluate(0, values(config), {}).tallies)
+        scarce.fits = 1
+        halved = Trainer(config)
+        found = halved.train(0, 1, values(config), {})
+        assert_close(found.tensors, expected.tensors)
+        assert found.tally.tokens == expected.tally.tokens
+        assert found.tally.nll == pytest.approx(expected.tally.nll, rel=1e-4)
+        again = total(halved.evaluate(0, values(config), {}).tallies)
+        assert again.nll == pytest.approx(losses.nll, rel=1e-4)
+        assert len(halved.take_warnings()) == 1
 
     def test_a_lost_device_is_not_answered_client_by_client(self, config, monkeypatch):
         def lost(*_):

@@ -19,7 +19,7 @@ from mops_fl.records import (
     get_tallies,
     to_array_record,
 )
-from mops_fl.training import Trainer
+from mops_fl.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("method", ["mops", "fedprompt"])

@@ -9,7 +9,10 @@ from transformers import LlamaForCausalLM
 
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
-from mops_fl.models import Backbone, Mixture, Trainable, collate, initial_tensors
+from mops_fl.models.backbone import Backbone
+from mops_fl.models.initial import initial_tensors
+from mops_fl.models.mixture import Mixture, collate
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS
 
 LAYOUT = Config.from_flat({"experts": 3, "prompts-per-expert": 2, "gate-hidden": 8}).prompts
@@ -196,7 +199,7 @@ def test_a_cohort_in_one_forward_is_its_clients_one_by_one(backbone, mode):
     clients = [initial_tensors(layout, HIDDEN, seed, True) for seed in (1, 2)]
     for client in clients:
         client[PROMPTS] = client[PROMPTS] * 20
-    owner = torch.tensor([0, 1, 1, 0])
+    owner = [0, 1, 1, 0]
     together = losses(mixture, None, rows, owner, clients)
     alone = [losses(mixture, clients[o], [row])[0] for o, row in zip(owner, rows, strict=True)]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-4)

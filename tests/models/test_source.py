@@ -12,9 +12,8 @@ from tiny import save_tiny_llama
 
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, ModelError
-from mops_fl.models import check_backbone, describe
 from mops_fl.models.backbone import load_tokenizer
-from mops_fl.models.source import digest, find, prepared
+from mops_fl.models.source import check_backbone, describe, digest, find, prepared
 
 CONFIG = Config.from_flat({})
 

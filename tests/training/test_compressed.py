@@ -6,7 +6,7 @@ import torch
 from tiny import save_tiny_llama
 
 from mops_fl.config import Config
-from mops_fl.models import initial_tensors
+from mops_fl.models.initial import initial_tensors
 from mops_fl.models.source import weights
 from mops_fl.records import PRETRAINED
 from mops_fl.training.trainer import Trainer

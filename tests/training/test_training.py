@@ -13,7 +13,10 @@ from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
-from mops_fl.models import Backbone, Mixture, Trainable, initial_tensors
+from mops_fl.models.backbone import Backbone
+from mops_fl.models.initial import initial_tensors
+from mops_fl.models.mixture import Mixture
+from mops_fl.models.trainable import Trainable
 from mops_fl.records import GATE, PRETRAINED, PROMPTS
 from mops_fl.training.evaluation import evaluate
 from mops_fl.training.local import LocalData, draw_order, train
@@ -76,7 +79,7 @@ def test_local_steps_are_adamw_on_the_mean_answer_loss(backbone):
     config = replace(CONFIG.train, local_steps=3, batch_size=2)
     (result,) = train(mixture, [initial()], [data(rows, config)], config)
 
-    from mops_fl.models import collate
+    from mops_fl.models.mixture import collate
 
     trainable = Trainable([initial()], backbone.device)
     optimiser = torch.optim.AdamW(list(trainable.tensors.values()), lr=1e-3, weight_decay=0)

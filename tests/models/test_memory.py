@@ -1,0 +1,101 @@
+"""The memory of a forward pass, as stated and as autograd really keeps it."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_llama
+from transformers import LlamaForCausalLM
+
+from mops_fl.config import Config
+from mops_fl.data import Tokenised
+from mops_fl.models import memory as memory_module
+from mops_fl.models.backbone import Backbone
+from mops_fl.models.initial import initial_tensors
+from mops_fl.models.memory import Memory, footprint
+from mops_fl.models.mixture import Mixture
+from mops_fl.models.trainable import Trainable
+
+LAYOUT = Config.from_flat({"experts": 2, "prompts-per-expert": 4, "gate-hidden": 8}).prompts
+WIDTH = 128
+
+
+def rows(*lengths: tuple[int, int]) -> list[Tokenised]:
+    draw = np.random.default_rng(0).integers
+    return [
+        Tokenised(tuple(draw(0, 256, q).tolist()), tuple(draw(0, 256, a).tolist()), "task")
+        for q, a in lengths
+    ]
+
+
+def backbone(folder, dtype=torch.float32, **shape) -> Backbone:
+    save_tiny_llama(folder, hidden_size=WIDTH, num_hidden_layers=5, **shape)
+    return Backbone(LlamaForCausalLM.from_pretrained(folder, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner", [WIDTH, 3 * WIDTH])
+@pytest.mark.parametrize("lengths", [((20, 6), (40, 30)), ((150, 100), (180, 20))])
+def test_a_footprint_is_what_autograd_keeps(tmp_path, dtype, inner, lengths):
+    llama = backbone(tmp_path, dtype, intermediate_size=inner)
+    examples, layer = rows(*lengths), 1
+    mixture = Mixture(llama, LAYOUT, layer, None)
+    clients = [initial_tensors(LAYOUT, WIDTH, seed, True) for seed in (0, 1)]
+    trainable = Trainable(clients, llama.device)
+    batch, states, features = mixture.prepare(examples)
+    weights = {w.untyped_storage().data_ptr() for w in llama.model.parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mixture.nll(trainable, batch, states, features, [0, 1])
+    really = sum(storage.nbytes() for storage in kept.values())
+    size = footprint(llama.model.config, dtype, llama.device, 5 - layer)
+    fed, answers = [row.fed for row in examples], sum(len(row.answer) for row in examples)
+    stated = size.bytes(2, max(fed), sum(fed), answers, 2, LAYOUT.num_prompts)
+    assert really <= stated <= 2 * really
+
+
+def groups_of(memory: Memory, examples, owner=None, layers=2) -> list[list[int]]:
+    owner = owner or [0] * len(examples)
+    return [group for group, _ in memory.in_groups(lambda g: None, examples, owner, 8, layers)]
+
+
+def test_everything_fits_where_there_is_memory_and_groups_are_of_similar_length(tmp_path):
+    llama = backbone(tmp_path)
+    examples = rows((30, 5), (3, 2), (31, 5), (4, 2), (90, 9))
+    assert groups_of(llama.memory, examples) == [[1, 3, 0, 2, 4]]
+    fed = [example.fed for example in examples]
+    size = footprint(llama.model.config, llama.dtype, llama.device, 2)
+    llama.memory._limit = size.bytes(2, fed[2], fed[0] + fed[2], 10, 1, 8)
+    assert groups_of(llama.memory, examples) == [[1, 3, 0], [2], [4]]
+    llama.memory._limit = 0
+    assert [len(group) for group in groups_of(llama.memory, examples)] == [1] * 5
+
+
+def test_little_free_memory_is_said_and_the_default_limit_is_a_constant(tmp_path, monkeypatch):
+    llama = backbone(tmp_path)
+    available = psutil_with(8 * memory_module.CPU_BYTES)
+    monkeypatch.setattr(memory_module, "psutil", available)
+    groups_of(llama.memory, rows((3, 2)))
+    assert llama.memory._limit == memory_module.CPU_BYTES
+    assert llama.memory.warnings == []
+    scarce = Memory(llama.model.config, llama.dtype, llama.device)
+    monkeypatch.setattr(memory_module, "psutil", psutil_with(10**6))
+    groups_of(scarce, rows((3, 2)))
+    assert scarce._limit < 10**6
+    (warning,) = scarce.warnings
+    assert "of memory are free" in warning
+
+
+def psutil_with(available: int):
+    class fake:  # noqa: N801
+        @staticmethod
+        def virtual_memory():
+            return type("memory", (), {"available": available})
+
+    return fake
