@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help simulate test test-fast clean
+BENCHMARKS := steps round scaling federation peak store communication
+
+.PHONY: help simulate test test-fast bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -22,6 +24,9 @@ test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
 
 test-fast: $(INSTALLED)  ## The tests that take seconds.
 	$(BIN)/pytest -m "not slow"
+
+bench: $(INSTALLED)  ## The benchmarks' CPU part, in under 10 minutes; tables, and JSON in runs/benchmarks.
+	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.benchmarks.$$name --quick || exit 1; done
 
 clean:  ## Remove the virtual environment and what the tools left behind; keeps runs/.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist *.egg-info

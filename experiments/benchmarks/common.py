@@ -32,15 +32,42 @@ from mops_fl.training.local import LocalData, train
 from mops_fl.training.trainer import Trainer
 
 LLAMA_7B = "llama-7b-shape"
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-15m-shape": {
+        "hidden_size": 288,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+    },
+    "llama-110m-shape": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "llama-1b-shape": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    LLAMA_7B: {},
+}
+"""Models with random weights: what differs from transformers' defaults, which are LLaMA-7B's."""
+
 STORE_BYTES = 8 * 10**9
-_MEAN_LENGTH_7B = 185
+_LENGTH = 185
+"""Tokens of a random row: the mean of Dolly's with LLaMA's tokenizer."""
 
 
 def arguments(name: str, description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(f"python -m experiments.benchmarks.{name}", None, description)
     parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument("--model", default="smollm2-135m", help=f"as in a run, or {LLAMA_7B}")
+    parser.add_argument(
+        "--model", default="smollm2-135m", help=f"as in a run, or {', '.join(SHAPES)}"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,17 +130,16 @@ def workload(options: argparse.Namespace, rows: int) -> Workload:
         "seed": options.seed,
         "num-samples": max(rows, 1000),
     }
-    shape = options.model == LLAMA_7B
-    if not shape:
-        flat["model"] = options.model
-    config = Config.from_flat(flat)
-    device = resolve_device(options.device)
-    if shape:
-        model = _random_7b(getattr(torch, options.dtype), device)
-        length = options.length or _MEAN_LENGTH_7B
+    length = options.length
+    if options.model in SHAPES:
+        config = Config.from_flat(flat)
+        device = resolve_device(options.device)
+        model = random_model(options.model, getattr(torch, options.dtype), device)
+        length = length or _LENGTH
     else:
+        config = Config.from_flat({**flat, "model": options.model})
+        device = resolve_device(options.device)
         model = loaded(config, device)
-        length = options.length
     if length:
         drawn = random_rows(rows, length, cast(int, model.config.vocab_size), options.seed)
     else:
@@ -130,13 +156,13 @@ def loaded(config: Config, device: torch.device) -> LlamaForCausalLM:
     return cast(LlamaForCausalLM, model.to(device))  # type: ignore[arg-type]
 
 
-def _random_7b(dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
-    """LLaMA-7B's shape (transformers' defaults) with random weights, made where they stay."""
+def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+    """A model with random weights, made where they stay."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return LlamaForCausalLM(LlamaConfig())
+            return LlamaForCausalLM(LlamaConfig(**SHAPES[shape]))
     finally:
         torch.set_default_dtype(before)
 

@@ -17,7 +17,7 @@ from mops_fl.config import Config
 from mops_fl.models.initial import initial_tensors
 from mops_fl.records import PRETRAINED, PROMPTS, Tensors, from_array_record, to_array_record
 
-SHAPES = {"smollm2-135m": 576, LLAMA_7B: 4096}
+SIZES = {"smollm2-135m": 576, LLAMA_7B: 4096}
 """Hidden size d: all that the messages depend on."""
 COLUMNS = {
     "name": "",
@@ -59,7 +59,7 @@ def main() -> None:
     config = Config.from_flat({"seed": options.seed})
     active = config.federation.active_clients
     results = []
-    for shape, hidden_size in SHAPES.items():
+    for shape, hidden_size in SIZES.items():
         for gated, method in ((True, "mops"), (False, "fedprompt")):
             up = initial_tensors(config.prompts, hidden_size, options.seed, gated)
             other = initial_tensors(config.prompts, hidden_size, options.seed + 1, False)

@@ -6,7 +6,6 @@ sides take the same local steps on the same rows, unpack and pack the same kind 
 neither counts Flower's own transport. Loading is from the same local files, in the page cache.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -17,7 +16,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from experiments.benchmarks.baselines import BASELINES, Baseline
 from experiments.benchmarks.common import (
-    LLAMA_7B,
+    SHAPES,
     Workload,
     arguments,
     loaded,
@@ -26,6 +25,7 @@ from experiments.benchmarks.common import (
     workload,
 )
 from mops_fl.data import Tokenised
+from mops_fl.errors import ConfigError
 from mops_fl.models.mixture import Mixture
 from mops_fl.records import from_array_record, to_array_record
 from mops_fl.training.local import LocalData, train
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, help="active clients")
     parser.add_argument("--local-steps", type=int)
     options = parser.parse_args()
-    if options.model == LLAMA_7B:
-        raise argparse.ArgumentTypeError(f"{LLAMA_7B} has no files to load for each message")
+    if options.model in SHAPES:
+        raise ConfigError(f"--model {options.model}: has no files to load for each message")
     clients = options.clients or (4 if options.quick else 10)
     steps = options.local_steps or (2 if options.quick else 5)
     work = workload(options, clients * steps)

@@ -1,7 +1,8 @@
-"""How local steps a second scale: with clients in one forward, tokens of a row, and threads.
+"""How local steps a second scale: with clients in one forward, length, backbone and threads.
 
 Random rows of one length, so that nothing but the varied number varies; the prefix store is warm.
-A series ends early when its next measurement would not fit into `--seconds`.
+Backbones other than `--model` have random weights. A series ends early when its next measurement
+would not fit into `--seconds`. Workers are in `federation`.
 """
 
 import os
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.common import (
+    LLAMA_7B,
+    SHAPES,
     Workload,
     arguments,
     local_steps,
+    random_model,
     random_rows,
     report,
     workload,
@@ -64,7 +68,7 @@ def series(
 def main() -> None:
     """Run the benchmark."""
     parser = arguments("scaling", __doc__)
-    parser.add_argument("--seconds", type=float, help="for each of the three series")
+    parser.add_argument("--seconds", type=float, help="for each of the series")
     options = parser.parse_args()
     budget = options.seconds or (10 if options.quick else 30)
     options.length = options.length or DEFAULT_LENGTH
@@ -82,10 +86,20 @@ def main() -> None:
         *series("clients in one forward", cohorts, budget),
         *series("tokens of a row", lengths, budget),
     ]
+    results += series("backbone parameters", _shapes(work), budget)
     if work.device.type == "cpu":
         results += series("threads", _with_threads(work), budget)
     title = f"scaling, {options.model}, {options.dtype}, {options.length} tokens a row"
     report(title, COLUMNS, results, options, cohort=COHORT)
+
+
+def _shapes(work: Workload) -> Iterator[tuple[int, Workload, int]]:
+    for shape in SHAPES:
+        if shape == LLAMA_7B and work.device.type == "cpu":
+            return
+        model = random_model(shape, work.model.dtype, work.device)
+        rows = random_rows(COHORT, round(work.tokens), model.config.vocab_size, 0)
+        yield model.num_parameters(), Workload(work.config, model, rows), COHORT
 
 
 def _with_threads(work: Workload) -> Iterator[tuple[int, Workload, int]]:

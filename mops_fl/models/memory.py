@@ -95,7 +95,7 @@ class Memory:
             function: takes indices of examples; what it changes, it changes at its end.
             examples: at least one.
             owner: whose prompt vectors each example sees.
-            prompts: K, vectors of an owner.
+            prompts: vectors of an owner.
             layers: whose activations are kept: those with a gradient, or one without any.
 
         Yields:

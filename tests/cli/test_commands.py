@@ -41,6 +41,14 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_launcher_and_the_server_app_import_no_torch():
+    code = (
+        "import sys, mops_fl.cli.run, mops_fl.models.source, mops_fl.server_app\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_precedence(tmp_path):
     file = tmp_path / "some.toml"
     file.write_text("num-clients = 30\nactive-clients = 5\nalpha = 1\nlocal-steps = 7\n")
