@@ -6,6 +6,7 @@ private data (`data-path`, `dataset`), which is then this client's alone.
 
 import logging
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -13,7 +14,9 @@ from flwr.common.logger import log
 
 from mops_fl import replies
 from mops_fl.config import Config, Scalar
-from mops_fl.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from mops_fl.training.trainer import Trainer
 
 _NODE_KEYS = ("model", "device", "dataset", "data-path")
 
@@ -21,12 +24,15 @@ app = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def _resident(flat: tuple[tuple[str, Scalar], ...], own_data: bool) -> Trainer:
+def _resident(flat: tuple[tuple[str, Scalar], ...], own_data: bool) -> "Trainer":
     """The trainer of this process; it outlives messages where the process does."""
+    # Flower loads this module in processes that serve no messages, too.
+    from mops_fl.training.trainer import Trainer
+
     return Trainer(Config.from_flat(dict(flat)), own_data=own_data)
 
 
-def _trainer(context: Context) -> Trainer:
+def _trainer(context: Context) -> "Trainer":
     own = {key: context.node_config[key] for key in _NODE_KEYS if key in context.node_config}
     flat = {**context.run_config, **own}
     return _resident(tuple(sorted(flat.items())), "data-path" in own)
@@ -64,6 +70,6 @@ def evaluate(message: Message, context: Context) -> Message:
     return replies.evaluated(message, result)
 
 
-def _tell(trainer: Trainer) -> None:
+def _tell(trainer: "Trainer") -> None:
     for warning in trainer.take_warnings():
         log(logging.WARNING, "%s", warning)

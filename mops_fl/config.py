@@ -47,6 +47,9 @@ class BackboneConfig:
     compression: str
     """`none`, `unstructured-<percent>`, `<N>:<M>` (N of every M pruned), `int8`, `nf4`, or a
     pruning and a quantisation joined by `+`."""
+    sparse_kernels: bool
+    """Whether a 2:4 backbone runs on the GPU's sparse tensor cores: more memory, and faster on some
+    GPUs and sizes (`experiments/compression.py --bench-sparse` says)."""
     calibration: str = _choice(*DATASETS)
     """Dataset whose rows SparseGPT prunes by."""
     calibration_path: str
@@ -214,6 +217,14 @@ class Config:
                 f"num-samples={self.data.num_samples} is too few for num-clients={clients} with "
                 f"min-client-samples={self.partition.min_client_samples}: at least {needed} "
                 "are needed"
+            )
+        backbone = self.backbone
+        sparse = backbone.compression in ("none", "2:4") and backbone.dtype != "float32"
+        if backbone.sparse_kernels and not (sparse and backbone.device != "cpu"):
+            raise ConfigError(
+                "sparse-kernels=true needs a GPU, dtype=float16 or bfloat16, and compression=2:4 "
+                f"(or none, for a model that is 2:4 already), not device={backbone.device}, "
+                f"dtype={backbone.dtype}, compression={backbone.compression}"
             )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")

@@ -6,7 +6,7 @@ is this module's. A client's own gate (`gate-sync=local`) is kept in its context
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -32,9 +32,11 @@ from mops_fl.records import (
     to_array_record,
     whole,
 )
-from mops_fl.training.evaluation import Evaluation
-from mops_fl.training.local import LocalResult
-from mops_fl.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from mops_fl.training.evaluation import Evaluation
+    from mops_fl.training.local import LocalResult
+    from mops_fl.training.trainer import Trainer
 
 _LOCAL_GATE = "local-gate"
 
@@ -77,7 +79,7 @@ def _work(message: Message, context: Context, config: Config, rounds_trained: in
     return Work(partition_of(context), current, tensors, frozen)
 
 
-def described(message: Message, context: Context, trainer: Trainer) -> Message:
+def described(message: Message, context: Context, trainer: "Trainer") -> Message:
     """Which partition this node is, what it holds, and on which model."""
     partition = partition_of(context)
     holding, facts = trainer.holding(partition), trainer.model_facts
@@ -102,13 +104,13 @@ def described(message: Message, context: Context, trainer: Trainer) -> Message:
     return Message(RecordDict({CONFIG: config}), reply_to=message)
 
 
-def pretrained(message: Message, trainer: Trainer) -> Message:
+def pretrained(message: Message, trainer: "Trainer") -> Message:
     """What is trained before round 1, on the examples that this process sees."""
     tensors = trainer.pretrain(from_array_record(message.content.array_records[ARRAYS]))
     return Message(RecordDict({ARRAYS: to_array_record(tensors)}), reply_to=message)
 
 
-def trained(message: Message, context: Context, config: Config, result: LocalResult) -> Message:
+def trained(message: Message, context: Context, config: Config, result: "LocalResult") -> Message:
     """The tensors that were received, after local steps; others that were trained are kept."""
     received = message.content.array_records[ARRAYS]
     kept = {name: value for name, value in result.tensors.items() if name not in received}
@@ -123,7 +125,7 @@ def trained(message: Message, context: Context, config: Config, result: LocalRes
     return Message(RecordDict({ARRAYS: to_array_record(sent), METRICS: metrics}), reply_to=message)
 
 
-def evaluated(message: Message, result: Evaluation) -> Message:
+def evaluated(message: Message, result: "Evaluation") -> Message:
     """Sums of losses and gate weights over the held-out examples."""
     metrics = MetricRecord()
     put_tallies(metrics, result.tallies)

@@ -47,6 +47,9 @@ def test_values_reach_their_typed_places():
         ({"partition-column": "user"}, "partition-column names the column"),
         ({"num-samples": 999}, "num-samples=999 is too few for num-clients=100 .* at least 1000"),
         ({"resume": True}, "resume=true needs run-dir"),
+        ({"sparse-kernels": True, "compression": "3:4", "dtype": "bfloat16"}, "compression=3:4"),
+        ({"sparse-kernels": True, "compression": "2:4"}, "dtype=float32"),
+        ({"sparse-kernels": True, "dtype": "float16", "device": "cpu"}, "device=cpu"),
     ],
 )
 def test_bad_values_are_refused_with_field_value_and_fix(flat, message):

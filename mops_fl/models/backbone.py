@@ -110,7 +110,12 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         from mops_fl.compression.quantise import quantise
 
         quantise(model, config.spec.quantisation, device)
-    return Backbone(nn.Module.to(model, device))
+    nn.Module.to(model, device)
+    if config.sparse_kernels:
+        from mops_fl.compression.sparse24 import use_sparse_cores
+
+        use_sparse_cores(model)
+    return Backbone(model)
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:

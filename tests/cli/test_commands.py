@@ -41,9 +41,10 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_launcher_and_the_server_app_import_no_torch():
+def test_the_launcher_and_what_flower_loads_import_no_torch():
     code = (
-        "import sys, mops_fl.cli.run, mops_fl.models.source, mops_fl.server_app\n"
+        "import sys, mops_fl.cli.run, mops_fl.models.source\n"
+        "import mops_fl.client_app, mops_fl.server_app\n"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

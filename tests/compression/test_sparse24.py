@@ -6,7 +6,9 @@ from transformers import LlamaForCausalLM
 
 from mops_fl.compression.pattern import is_prunable
 from mops_fl.compression.sparse24 import _SparseProduct, time_product, use_sparse_cores
+from mops_fl.config import Config
 from mops_fl.errors import ConfigError, ModelError
+from mops_fl.models.backbone import load_backbone
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -16,6 +18,10 @@ def test_without_cuda_it_is_refused(base):
         use_sparse_cores(LlamaForCausalLM.from_pretrained(base))
     with pytest.raises(ConfigError, match="device=cpu"):
         time_product(64, 64, 8, torch.float16, torch.device("cpu"))
+    if not torch.cuda.is_available():
+        config = Config.from_flat({"model": str(base), "dtype": "bfloat16", "sparse-kernels": True})
+        with pytest.raises(ConfigError, match="need CUDA"):
+            load_backbone(config.backbone)
 
 
 def test_the_gradient_is_that_of_a_linear_layer():

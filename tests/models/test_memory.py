@@ -1,5 +1,7 @@
 """The memory of a forward pass, as stated and as autograd really keeps it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,12 @@ from transformers import LlamaForCausalLM
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.models import memory as memory_module
-from mops_fl.models.backbone import Backbone
+from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.memory import Memory, footprint
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
+from mops_fl.training.local import LocalData, train
 
 LAYOUT = Config.from_flat({"experts": 2, "prompts-per-expert": 4, "gate-hidden": 8}).prompts
 WIDTH = 128
@@ -99,3 +102,25 @@ def psutil_with(available: int):
             return type("memory", (), {"available": available})
 
     return fake
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's /proc")
+def test_the_weights_stay_pages_of_the_file_that_processes_share(tmp_path):
+    """What training and evaluation would copy, every worker process would hold for itself."""
+    folder = save_tiny_llama(tmp_path, hidden_size=WIDTH, num_hidden_layers=5)
+    config = Config.from_flat({"model": str(folder), "local-steps": 2})
+    mixture = Mixture(load_backbone(config.backbone), LAYOUT, 1, None)
+    data = LocalData(rows((20, 6), (40, 30)), (0, 1))
+    train(mixture, [initial_tensors(LAYOUT, WIDTH, 0, True)], [data], config.train)
+    size = (folder / "model.safetensors").stat().st_size
+    mapped = copied = 0
+    ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = line.endswith(str(folder / "model.safetensors"))
+        elif ours and line.startswith("Size:"):
+            mapped += 1024 * int(line.split()[1])
+        elif ours and line.startswith("Anonymous:"):
+            copied += 1024 * int(line.split()[1])
+    assert mapped >= size
+    assert copied == 0
