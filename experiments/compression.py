@@ -133,8 +133,16 @@ def plot(
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_ylabel("perplexity on answer tokens")
-    models = ", ".join(table["model"].unique())
-    figure.suptitle(f"{models} without prompts; bars over seeds", fontsize=9)
+    model, dtype, samples, rows = (
+        table[name].iloc[0] for name in ("model", "dtype", "samples", "rows")
+    )
+    seeds = sorted(table["seed"].unique())
+    figure.suptitle(
+        f"{model} without prompts, {dtype}; SparseGPT on {samples} rows of the dataset, "
+        f"perplexity on {rows} others; "
+        + (f"bars over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"),
+        fontsize=8,
+    )
     panel.legend(frameon=False)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=200)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import small_run
 from safetensors.numpy import load_file
 
 from mops_fl.config import app_folder
@@ -19,20 +20,9 @@ from mops_fl.config import app_folder
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-COMMAND = [str(Path(sys.executable).with_name("mops-fl"))]
+COMMAND = [small_run.COMMAND]
 ROUNDS = 6
-VALUES = {
-    "num-clients": 6,
-    "active-clients": 4,
-    "num-server-rounds": ROUNDS,
-    "num-samples": 120,
-    "local-steps": 10,
-    "experts": 2,
-    "prompts-per-expert": 3,
-    "pretrain-prompt-steps": 3,
-    "pretrain-gate-steps": 3,
-    "learning-rate": 0.05,
-}
+VALUES = {**small_run.VALUES, "num-server-rounds": ROUNDS, "learning-rate": 0.05}
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,16 @@
 """Whole simulations with both engines on the tiny LLaMA, through the command line."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import small_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-COMMAND = str(Path(sys.executable).with_name("mops-fl"))
-VALUES = {
-    "num-clients": 6,
-    "active-clients": 4,
-    "num-server-rounds": 3,
-    "num-samples": 120,
-    "local-steps": 10,
-    "experts": 2,
-    "prompts-per-expert": 3,
-    "pretrain-prompt-steps": 3,
-    "pretrain-gate-steps": 3,
-    "learning-rate": 0.005,
-    "cohort-size": 2,
-}
+VALUES = {"num-server-rounds": 3, "learning-rate": 0.005, "cohort-size": 2}
 TABLES = ("rounds.csv", "gate.csv", "partition.csv")
 
 
@@ -34,23 +20,14 @@ def simulate(tiny_llama, tmp_path_factory):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     folder, done = tmp_path_factory.mktemp("engines"), {}
 
-    def simulate(engine: str, workers: int) -> Path:
-        name = f"{engine}-{workers}"
-        if name not in done:
+    def run(engine: str, workers: int) -> Path:
+        if (engine, workers) not in done:
             values = {**VALUES, "engine": engine, "model": tiny_llama}
-            arguments = [f"-c{key}={value}" for key, value in values.items()]
-            done[name] = subprocess.run(
-                [COMMAND, "simulate", *arguments, f"--workers={workers}", f"--name={name}"],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=400,
-                check=False,
-            )
-        assert done[name].returncode == 0, done[name].stderr
-        return folder / "runs" / name
+            name = f"{engine}-{workers}"
+            done[engine, workers] = small_run.simulate(folder, name, values, workers)
+        return done[engine, workers]
 
-    return simulate
+    return run
 
 
 def test_cohorts_give_the_numbers_of_single_clients(simulate):

@@ -1,0 +1,32 @@
+"""Small simulations over Flower and Ray through the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).with_name("mops-fl"))
+VALUES = {
+    "num-clients": 6,
+    "active-clients": 4,
+    "num-samples": 120,
+    "local-steps": 10,
+    "experts": 2,
+    "prompts-per-expert": 3,
+    "pretrain-prompt-steps": 3,
+    "pretrain-gate-steps": 3,
+}
+
+
+def simulate(folder: Path, name: str, values: dict, workers: int = 2) -> Path:
+    """Run one to its end below `folder`; its run folder."""
+    arguments = [f"-c{key}={value}" for key, value in {**VALUES, **values}.items()]
+    done = subprocess.run(
+        [COMMAND, "simulate", *arguments, f"--workers={workers}", f"--name={name}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / name
