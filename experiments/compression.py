@@ -111,14 +111,15 @@ def plot(
     sums = table.groupby(["compression", "dataset"], sort=False)[["nll", "tokens"]].sum()
     pooled = np.exp(sums["nll"] / sums["tokens"]).unstack(sort=False)
     spread = table.pivot_table("perplexity", "compression", "dataset", ["min", "max"], sort=False)
-    figure = Figure(figsize=(max(5.0, 1.6 + 0.55 * len(pooled)), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.55 * len(pooled)), 4.2), layout="constrained")
     panel = figure.subplots()
     for index, dataset in enumerate(pooled):
         low, high = (spread[edge, dataset] for edge in ("min", "max"))
         panel.errorbar(
             pooled.index,
             pooled[dataset],
-            yerr=[pooled[dataset] - low, high - pooled[dataset]],
+            # a perplexity read back and one computed again differ in their last bits
+            yerr=np.maximum(0.0, [pooled[dataset] - low, high - pooled[dataset]]),
             color=COLOURS[index],
             marker=MARKERS[index],
             linestyle="none",
@@ -129,7 +130,9 @@ def plot(
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
-    panel.tick_params(axis="x", rotation=45)
+    panel.set_xticks(
+        range(len(pooled)), pooled.index, rotation=30, ha="right", rotation_mode="anchor"
+    )
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_ylabel("perplexity on answer tokens")

@@ -49,6 +49,7 @@ def federate(options: argparse.Namespace, engine: str, workers: int) -> Path:
         "eval-samples": 1,
         "eval-every": 1 + options.rounds,
         "pretrain-prompt-steps": 1,
+        "pretrain-gate-steps": 1,
     }
     name = f"{engine}-{workers}"
     command = [str(Path(sys.executable).with_name("mops-fl")), "simulate", f"--name={name}"]

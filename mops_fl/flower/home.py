@@ -122,7 +122,7 @@ class Home:
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
-    def environment(self, ray_address: str) -> dict[str, str]:
+    def environment(self, resources: Resources) -> dict[str, str]:
         """The environment of every process of this launch."""
         return {
             **os.environ,
@@ -133,7 +133,9 @@ class Home:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_USAGE_STATS_ENABLED": "0",
             COMMIT_VARIABLE: commit(),
-            "RAY_ADDRESS": ray_address or "local",
+            "RAY_ADDRESS": resources.ray_address or "local",
+            # What the shell says would give every client so many threads, and other last bits.
+            "OMP_NUM_THREADS": str(resources.cpus_per_client),
             "RAY_TMPDIR": str(self.ray_folder),
             "PYTHONUNBUFFERED": "1",
             # Flower's own client would send even 127.0.0.1 through a proxy.

@@ -46,7 +46,7 @@ def launch(app: Path, flat: Mapping[str, Scalar], resources: Resources, watch: W
     run_dir = Path(str(flat["run-dir"]))
     home = Home.create()
     home.prepare(app, flat)
-    with _signals_raise(), running(home, run_dir, resources.ray_address) as link:
+    with _signals_raise(), running(home, run_dir, resources) as link:
         link.verdict = _run(link, run_dir, resources, watch)
     log = run_dir / home.log.name if run_dir.is_dir() else home.log
     return Outcome(link.verdict, log)

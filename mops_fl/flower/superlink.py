@@ -16,7 +16,7 @@ import psutil
 
 from mops_fl.errors import RunError
 from mops_fl.flower.guard import KILLED, Verdict, clear_up
-from mops_fl.flower.home import Home
+from mops_fl.flower.home import Home, Resources
 
 START_SECONDS = 60
 """Time that the SuperLink may take to answer; a busy machine needs several seconds."""
@@ -102,13 +102,13 @@ class SuperLink:
 
 
 @contextlib.contextmanager
-def running(home: Home, run_dir: Path, ray_address: str) -> Iterator[SuperLink]:
+def running(home: Home, run_dir: Path, resources: Resources) -> Iterator[SuperLink]:
     """A SuperLink for the length of the block; afterwards nothing of it is left.
 
     Raises:
         RunError: it did not start.
     """
-    environment = home.environment(ray_address)
+    environment = home.environment(resources)
     link = SuperLink(home, environment, _start_guard(home, run_dir, environment))
     try:
         _wait_until_it_listens(link)

@@ -64,10 +64,13 @@ def test_two_homes_share_nothing(home):
 
 def test_the_environment(home, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    environment = home.environment("")
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    environment = home.environment(Resources(100, 2, 0, 4))
+    assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["RAY_ADDRESS"] == "local"
-    assert home.environment("10.0.0.1:6379")["RAY_ADDRESS"] == "10.0.0.1:6379"
+    there = Resources(100, 2, 0, 4, "10.0.0.1:6379")
+    assert home.environment(there)["RAY_ADDRESS"] == "10.0.0.1:6379"
     first = environment["PATH"].split(os.pathsep)[0]
     assert (Path(first) / "flower-superlink").is_file()
 
