@@ -43,6 +43,7 @@ def federate(options: argparse.Namespace, engine: str, workers: int) -> Path:
         "device": options.device,
         "seed": options.seed,
         "engine": engine,
+        "num-clients": 20,
         "num-samples": 1000,
         "num-server-rounds": 1 + options.rounds,
         "local-steps": options.local_steps,
