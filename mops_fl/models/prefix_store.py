@@ -5,7 +5,10 @@ gate's input made of it. On the CPU both are kept on disk, a file an example, ma
 that all processes of a machine share the pages; on CUDA they stay in the memory of the device.
 
 A missing example is computed alone, whatever batch it is met in, so that what is read back has the
-bits of what would be computed: a run's numbers do not depend on what the store holds.
+bits of what would be computed: a run's numbers do not depend on what the store holds. That costs
+the first pass. On two cores, SmolLM2-135M in bfloat16 and `skills` rows of 52 tokens, evaluation
+took 1.4 times as long while it filled the store as without one, and 0.7 times as long from then on;
+local steps were 1.1 times as fast for one client and 1.2 times for five in one forward.
 """
 
 import contextlib
