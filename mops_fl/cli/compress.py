@@ -67,10 +67,11 @@ def compress(
         "time": f"{manifest.seconds:.0f} s on {manifest.device}",
         "peak memory": f"{memory['host'] / 1e9:.2f} GB"
         + (f", {memory['cuda'] / 1e9:.2f} GB on the GPU" if memory["cuda"] else ""),
-        "folder": str(folder.resolve()),
     }.items():
         table.add_row(name, value)
     console = Console()
     console.print(table)
+    # whole, however narrow the terminal is
+    console.print(str(folder.resolve()), soft_wrap=True, highlight=False)
     if wanted.quantisation:
         console.print(f"{wanted.quantisation} is applied when the model is loaded.")

@@ -37,11 +37,13 @@ def test_it_writes_out_and_says_what_it_cost(run, base, tmp_path):
 
 def test_without_out_it_goes_to_the_cache_once(run, base, monkeypatch, tmp_path):
     monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "40")
     first, second = (run(base, "3:4") for _ in range(2))
     assert first.exit_code == second.exit_code == 0
     made = [folder for folder in (tmp_path / "compressed").iterdir() if folder.is_dir()]
     assert len(made) == 1
     assert verify(made[0]).compression == "3:4"
+    assert str(made[0]) in first.output
 
 
 @pytest.mark.parametrize(
