@@ -4,19 +4,20 @@ Down go the prompts, the gate and the frozen P¹; up come the prompts and the ga
 process's: tensors to Flower's objects to bytes, and back to tensors.
 """
 
-import time
 from collections.abc import Callable
 from statistics import median
 
+import torch
 from flwr.app import ArrayRecord
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from experiments.benchmarks.common import LLAMA_7B, arguments, report
+from experiments.benchmarks.common import LLAMA_7B, arguments, report, seconds
 from mops_fl.config import Config
 from mops_fl.models.initial import initial_tensors
 from mops_fl.records import PRETRAINED, PROMPTS, Tensors, from_array_record, to_array_record
 
+CPU = torch.device("cpu")
 SIZES = {"smollm2-135m": 576, LLAMA_7B: 4096}
 """Hidden size d: all that the messages depend on."""
 COLUMNS = {
@@ -44,12 +45,7 @@ def unpacked(name: str, contents: dict[str, bytes]) -> Tensors:
 
 
 def _timed(action: Callable[[], object], times: int) -> float:
-    durations = []
-    for _ in range(times):
-        start = time.perf_counter()
-        action()
-        durations.append(time.perf_counter() - start)
-    return median(durations)
+    return median(seconds(action, CPU) for _ in range(times))
 
 
 def main() -> None:
@@ -64,19 +60,19 @@ def main() -> None:
             up = initial_tensors(config.prompts, hidden_size, options.seed, gated)
             other = initial_tensors(config.prompts, hidden_size, options.seed + 1, False)
             down = {**up, PRETRAINED: other[PROMPTS]}
-            seconds = {"packing": 0.0, "unpacking": 0.0}
+            taken = {"packing": 0.0, "unpacking": 0.0}
             size = {}
             for way, tensors in (("down", down), ("up", up)):
                 name, contents = packed(tensors)
                 size[way] = sum(map(len, contents.values()))
-                seconds["packing"] += _timed(lambda t=tensors: packed(t), times)  # type: ignore[misc]
-                seconds["unpacking"] += _timed(lambda n=name, c=contents: unpacked(n, c), times)  # type: ignore[misc]
+                taken["packing"] += _timed(lambda t=tensors: packed(t), times)  # type: ignore[misc]
+                taken["unpacking"] += _timed(lambda n=name, c=contents: unpacked(n, c), times)  # type: ignore[misc]
             results.append(
                 {
                     "name": f"{shape}, {method}",
                     "active": active,
                     **{f"bytes_{way}": active * count for way, count in size.items()},
-                    **{f"seconds_{what}": active * took for what, took in seconds.items()},
+                    **{f"seconds_{what}": active * took for what, took in taken.items()},
                 }
             )
     report("messages of a round, training only", COLUMNS, results, options)

@@ -5,7 +5,6 @@ Backbones other than `--model` have random weights. A series ends early when its
 would not fit into `--seconds`. Workers are in `federation`.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from experiments.benchmarks.common import (
     report,
     workload,
 )
+from mops_fl.cli.options import cores
 
 COLUMNS = {
     "varied": "varied",
@@ -104,7 +104,7 @@ def _shapes(work: Workload) -> Iterator[tuple[int, Workload, int]]:
 
 def _with_threads(work: Workload) -> Iterator[tuple[int, Workload, int]]:
     before = torch.get_num_threads()
-    for threads in range(1, (os.cpu_count() or 1) + 1):
+    for threads in range(1, cores() + 1):
         torch.set_num_threads(threads)
         yield threads, work, COHORT
     torch.set_num_threads(before)

@@ -5,7 +5,6 @@ alone. `reading` and `writing` are the store by itself, a file an example.
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -52,14 +51,13 @@ def file_times(work: Workload, kept: Mixture, folder: Path) -> dict[str, float]:
     for row in work.rows:
         _, states, features = kept.prepare([row])
         made.append((states.clone(), features[0].clone()))
-    found = {}
-    for name in ("writing", "reading"):
-        start = time.perf_counter()
+
+    def get_all() -> None:
         for row, both in zip(work.rows, made, strict=True):
             # every byte is read: the checksum does
             store.get(row, lambda both=both: both)  # type: ignore[misc]
-        found[name] = time.perf_counter() - start
-    return found
+
+    return {name: seconds(get_all, work.device) for name in ("writing", "reading")}
 
 
 def main() -> None:

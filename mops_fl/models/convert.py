@@ -14,7 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mops_fl.errors import ModelError
-from mops_fl.models.source import Source
+from mops_fl.models.source import Source, check_llama
 
 
 def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
@@ -25,12 +25,7 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
     """
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(**source.arguments)
-        if not isinstance(config, LlamaConfig):
-            raise ModelError(
-                f"model={model!r} is of type {config.model_type!r}: only LLaMA-architecture models "
-                "can be backbones"
-            )
+        check_llama(model, AutoConfig.from_pretrained(**source.arguments).model_type)
         tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
         loaded = AutoModelForCausalLM.from_pretrained(
             **source.arguments, dtype=getattr(torch, dtype)

@@ -18,8 +18,7 @@ bfloat16, forward and backward:
 - `torch.nn.functional.rms_norm` for transformers' norm took 0.8 to 1.15 of its time, an autograd
   function of our own 0.65 to 1.1 (norms are some 6 % of a step), one for the rotary embedding
   0.8 to 1.1: not worth their code;
-- thresholds of malloc: a third of the page faults, the same time.
-
+- thresholds of malloc: a third of the page faults, the same time;
 - `torch.compile` of the MLPs and norms (dynamic shapes, two threads): 1.0 times the steps for one
   client, 1.1 for 5 and for 10 in one forward, for 38 s of compiling in every worker: not worth it.
 
@@ -196,13 +195,15 @@ class Mixture:
             batch: the examples.
             states: what `prefix_states` gives for them.
             features: what `gate_features` gives for them; used by a gated method only.
-            owner: [B], the client of each row in a cohort; None for one client.
+            owner: [B], the client of each row; may be None for one client.
 
         Returns:
             [B], sums over the answer's tokens in nats (float32); and the gate weights [B, E] as
             ``gate-scale`` has them, None without a gate.
         """
         prompts, set_of, gate, log_gate = trainable.prompts, None, None, None
+        if len(prompts) == 1:
+            owner = None
         if owner is not None:
             present, inverse = np.unique(owner, return_inverse=True)
             set_of = torch.from_numpy(inverse).to(prompts.device)

@@ -143,12 +143,21 @@ def llama_config(model: str, folder: Path) -> dict[str, Any]:
             f"model={model!r}: {folder / 'config.json'} cannot be read: {error!r}: give a Hugging "
             "Face folder of a LLaMA"
         ) from error
+    check_llama(model, kind)
+    return config
+
+
+def check_llama(model: str, kind: str) -> None:
+    """Refuse a model whose `model_type` is another.
+
+    Raises:
+        ModelError: it is not of the LLaMA architecture.
+    """
     if kind != "llama":
         raise ModelError(
             f"model={model!r} is of type {kind!r}: only LLaMA-architecture models "
             "(model_type 'llama') can be backbones"
         )
-    return config
 
 
 def prepared(backbone: BackboneConfig) -> Path:
@@ -219,11 +228,12 @@ def weights(backbone: BackboneConfig) -> Path:
         DataError: there are too few calibration rows.
         RunError: there is not enough disk.
     """
-    source, folder = find(backbone.model), prepared(backbone)
+    source = find(backbone.model)
     if (source.path / FILE).is_file():
         from mops_fl.compression.artifact import verify
 
         verify(source.path)
+    folder = prepared(backbone)
     if not backbone.spec.pruning:
         return folder
     from mops_fl.compression.artifact import verify

@@ -49,8 +49,7 @@ def evaluate_clients(
 
     def forward(group: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, states, features = mixture.prepare([examples[i] for i in group])
-        owner = [owners[i] for i in group] if len(trainable.prompts) > 1 else None
-        return mixture.nll(trainable, batch, states, features, owner)
+        return mixture.nll(trainable, batch, states, features, [owners[i] for i in group])
 
     for group, (nll, gate) in mixture.in_groups(forward, examples, owners, training=False):
         for index, value in zip(group, nll.tolist(), strict=True):

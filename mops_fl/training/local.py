@@ -129,7 +129,7 @@ def _gradient(
     """Add the gradient of some of a step's examples, all of it or nothing; their losses [B]."""
     batch, states, features = mixture.prepare([examples[i] for i in group])
     owners = [owner[i] for i in group]
-    nll, _ = mixture.nll(trainable, batch, states, features, owners if len(counts) > 1 else None)
+    nll, _ = mixture.nll(trainable, batch, states, features, owners)
     shares = torch.tensor(1 / counts[owners], dtype=nll.dtype, device=nll.device)
     leaves = trainable.parameters()
     for leaf, gradient in zip(leaves, torch.autograd.grad(nll @ shares, leaves), strict=True):
