@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 BENCHMARKS := steps round scaling federation peak store communication
 
-.PHONY: help simulate test test-fast bench clean
+.PHONY: help simulate test test-fast bench golden clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -27,6 +27,9 @@ test-fast: $(INSTALLED)  ## The tests that take seconds.
 
 bench: $(INSTALLED)  ## The benchmarks' CPU part, in under 10 minutes; tables, and JSON in runs/benchmarks.
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.benchmarks.$$name --quick || exit 1; done
+
+golden: $(INSTALLED)  ## Whether REF=<commit> and this tree give the same numbers, to the bit.
+	$(BIN)/python -m experiments.golden.curves compare $(REF)
 
 clean:  ## Remove the virtual environment and what the tools left behind; keeps runs/.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist *.egg-info

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from mops_fl.compression import Compression, parse
+from mops_fl.compression_spec import Compression, parse
 from mops_fl.config import Config, DataConfig
 from mops_fl.data import Tokenised, load_corpus, tokenise
 from mops_fl.errors import ConfigError, DataError, MopsError, RunError
@@ -101,7 +101,7 @@ def plot(
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    from mops_fl.plots import COLOURS, MARKERS
+    from mops_fl.run.plots import COLOURS, MARKERS
 
     table = _read(results)
     if table is None or table.empty:
@@ -159,11 +159,12 @@ def _measure(
     setting: Setting, values: dict[str, str], seed: int, wanted: Iterable[Compression], done: set
 ) -> Iterator[pd.DataFrame]:
     """A row of the table for each compression that is not in `done`."""
+    from mops_fl.base.device import resolve_device
+    from mops_fl.base.prepare import prepared
+    from mops_fl.base.tokenizer import load_tokenizer
     from mops_fl.compression.artifact import read_manifest
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import answer_tally, load_calibration
-    from mops_fl.models.backbone import load_tokenizer, resolve_device
-    from mops_fl.models.source import prepared
 
     config = Config.from_flat(
         {
@@ -227,9 +228,10 @@ def _bench_sparse(setting: Setting) -> None:
     """Print whether 2:4 on sparse tensor cores is faster, for every shape of the model."""
     import torch
 
+    from mops_fl.base.device import resolve_device
+    from mops_fl.base.prepare import prepared
+    from mops_fl.base.source import llama_config
     from mops_fl.compression.sparse24 import time_product
-    from mops_fl.models.backbone import resolve_device
-    from mops_fl.models.source import llama_config, prepared
 
     backbone = Config.from_flat({"model": setting.model, "dtype": setting.dtype}).backbone
     config = llama_config(setting.model, prepared(backbone))

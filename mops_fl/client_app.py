@@ -12,8 +12,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from mops_fl import replies
 from mops_fl.config import Config, Scalar
+from mops_fl.training import messages
 
 if TYPE_CHECKING:
     from mops_fl.training.trainer import Trainer
@@ -41,33 +41,33 @@ def _trainer(context: Context) -> "Trainer":
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which partition this node is, what it holds, and on which model."""
-    return replies.described(message, context, _trainer(context))
+    return messages.described(message, context, _trainer(context))
 
 
 @app.query("pretrain")
 def pretrain(message: Message, context: Context) -> Message:
     """Train what is trained before round 1, on the examples that this process sees."""
-    return replies.pretrained(message, _trainer(context))
+    return messages.pretrained(message, _trainer(context))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Take the round's local steps from the tensors received."""
     trainer = _trainer(context)
-    work = replies.training_work(message, context, trainer.config)
+    work = messages.training_work(message, context, trainer.config)
     result = trainer.train(work.partition, work.server_round, work.tensors, work.frozen)
     _tell(trainer)
-    return replies.trained(message, context, trainer.config, result)
+    return messages.trained(message, context, trainer.config, result)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Sum losses and gate weights over the held-out examples."""
     trainer = _trainer(context)
-    work = replies.evaluation_work(message, context, trainer.config)
+    work = messages.evaluation_work(message, context, trainer.config)
     result = trainer.evaluate(work.partition, work.tensors, work.frozen)
     _tell(trainer)
-    return replies.evaluated(message, result)
+    return messages.evaluated(message, result)
 
 
 def _tell(trainer: "Trainer") -> None:

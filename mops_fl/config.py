@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mops_fl.compression import Compression, parse
+from mops_fl.compression_spec import Compression, parse
 from mops_fl.errors import ConfigError
 
 Scalar = str | int | float | bool

@@ -12,13 +12,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
 from mops_fl.engine import engine_grid
+from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
-from mops_fl.grid import WatchedGrid
 from mops_fl.models.initial import initial_tensors
-from mops_fl.provenance import commit, machine, versions
-from mops_fl.recorder import Recorder
-from mops_fl.records import (
+from mops_fl.run.folder import RunFolder, now
+from mops_fl.run.provenance import commit, machine, versions
+from mops_fl.run.recorder import Recorder
+from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     PARTITION,
@@ -28,7 +29,6 @@ from mops_fl.records import (
     to_array_record,
     whole,
 )
-from mops_fl.run_folder import RunFolder, now
 from strategies import STRATEGIES, error_text
 
 _PATIENCE_SECONDS = 60.0
@@ -233,7 +233,7 @@ def _pretrained(
 
 
 def _draw(path: Path, *, gated: bool) -> None:
-    from mops_fl.plots import gate_figure, perplexity_figure
+    from mops_fl.run.plots import gate_figure, perplexity_figure
 
     perplexity_figure([path], path / "perplexity.png")
     if gated:

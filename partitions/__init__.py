@@ -5,6 +5,6 @@ Partitions are made through flwr-datasets' partitioners; every client has at lea
 """
 
 from partitions.assignment import assign
-from partitions.shares import Share, shares, split
+from partitions.shares import shares
 
-__all__ = ["Share", "assign", "shares", "split"]
+__all__ = ["assign", "shares"]

@@ -11,9 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from mops_fl.config import PartitionConfig
-from mops_fl.data import Corpus
+from mops_fl.data import Corpus, Share
 from mops_fl.files import replacing
-from partitions.shares import Share
 
 TRAIN, TEST = "#2f5d8a", "#e0902f"
 SHADES = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9dbfdd", "#2f5d8a", "#12263f"])
@@ -21,7 +20,7 @@ NUMBERED = 40
 """Clients that still fit as numbers on the axis."""
 
 
-def describe(config: PartitionConfig) -> str:
+def title_of(config: PartitionConfig) -> str:
     """One line for a title, such as ``dirichlet over tasks, alpha = 0.1, 100 clients``."""
     details = {
         "dirichlet": f"dirichlet over tasks, alpha = {config.alpha:g}",
@@ -53,7 +52,7 @@ def draw(table: pd.DataFrame, path: Path, title: str = "Who holds what") -> None
     Args:
         table: as `table` gives it.
         path: PNG file, replaced whole.
-        title: names the partition; `describe` gives one.
+        title: names the partition; `title_of` gives one.
 
     Raises:
         RunError: the file cannot be written.

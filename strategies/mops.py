@@ -1,7 +1,7 @@
 """MoPs (Dun et al., AAAI 2025): FedAvg over expert prompts, and over the gate if so configured."""
 
 from mops_fl.config import Config
-from mops_fl.records import GATE, PROMPTS
+from mops_fl.wire.records import GATE, PROMPTS
 from strategies.prompt_fedavg import PromptFedAvg
 
 

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from mops_fl.config import Config
 from mops_fl.errors import RunError
 from mops_fl.metrics import merge, total
-from mops_fl.records import (
+from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     EXAMPLES,
@@ -29,8 +29,8 @@ from mops_fl.records import (
     num_bytes,
     whole,
 )
-from strategies.replies import evaluate_fault, sort_replies, train_fault
-from strategies.rounds import EvaluateRound, Observer, TrainRound, TrainRow
+from mops_fl.wire.replies import evaluate_fault, sort_replies, train_fault
+from mops_fl.wire.rounds import EvaluateRound, Observer, TrainRound, TrainRow
 from strategies.sampling import sample_partitions
 
 

@@ -1,13 +1,15 @@
 """Fixtures that several test modules share."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import save_tiny_llama
+from experiments.golden import curves
+from experiments.golden.tiny import save_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep converted tiny models out of the user's cache; slow tests may point it elsewhere."""
     monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def federation(
+    tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[curves.Case, int], Path]:
+    """Runs a golden case through Flower and Ray, once a session: its run folder."""
+    folder, done = tmp_path_factory.mktemp("golden"), {}
+
+    def run(case: curves.Case, workers: int = 2) -> Path:
+        if (case, workers) not in done:
+            done[case, workers] = curves.run(case, tiny_llama, folder, workers=workers)
+        return done[case, workers]
+
+    return run
 
 
 @pytest.fixture(scope="session")

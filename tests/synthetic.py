@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mops_fl.config import defaults
-from mops_fl.run_folder import COLUMNS
+from mops_fl.run.folder import COLUMNS
 
 TASKS = ("sort", "count")
 

@@ -12,10 +12,10 @@ from mops_fl.metrics import Tally, total
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import PRETRAINED, PROMPTS
 from mops_fl.training.evaluation import evaluate
 from mops_fl.training.local import LocalData, draw_order, train
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import PRETRAINED, PROMPTS
 
 pytestmark = pytest.mark.slow
 

@@ -18,18 +18,20 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mops_fl.base.device import resolve_device
+from mops_fl.base.prepare import prepared
 from mops_fl.config import Config, Scalar
 from mops_fl.data import Tokenised
 from mops_fl.files import write_text
-from mops_fl.models.backbone import Backbone, resolve_device
+from mops_fl.models.backbone import Backbone
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import MemoryStore
-from mops_fl.models.source import injection_layer, prepared
-from mops_fl.provenance import commit, machine, versions
-from mops_fl.records import Tensors
+from mops_fl.models.weights import injection_layer
+from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.training.local import LocalData, train
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import Tensors
 
 LLAMA_7B = "llama-7b-shape"
 SHAPES: dict[str, dict[str, int]] = {

@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from experiments.benchmarks.common import LLAMA_7B, arguments, report, seconds
 from mops_fl.config import Config
 from mops_fl.models.initial import initial_tensors
-from mops_fl.records import PRETRAINED, PROMPTS, Tensors, from_array_record, to_array_record
+from mops_fl.wire.records import PRETRAINED, PROMPTS, Tensors, from_array_record, to_array_record
 
 CPU = torch.device("cpu")
 SIZES = {"smollm2-135m": 576, LLAMA_7B: 4096}

@@ -27,8 +27,8 @@ from experiments.benchmarks.common import (
 from mops_fl.data import Tokenised
 from mops_fl.errors import ConfigError
 from mops_fl.models.mixture import Mixture
-from mops_fl.records import from_array_record, to_array_record
 from mops_fl.training.local import LocalData, train
+from mops_fl.wire.records import from_array_record, to_array_record
 
 REFERENCE = "load per message, peft prompt tuning"
 COLUMNS = {

@@ -41,8 +41,8 @@ def compare(
     check(configs[0])
     folders = [execute(config, given) for config in configs]
 
-    from mops_fl.plots import perplexity_figure
-    from mops_fl.results import Run
+    from mops_fl.run.plots import perplexity_figure
+    from mops_fl.run.results import Run
 
     figure = out or runs_dir / f"compare-{ending}.png"
     perplexity_figure(folders, figure)

@@ -28,13 +28,14 @@ def compress(
     ] = None,
 ) -> None:
     """Prune a base model, and say what it cost; `-c compression=...` then finds it in the cache."""
+    from mops_fl.base.device import resolve_device
+    from mops_fl.base.prepare import prepared
+    from mops_fl.base.tokenizer import load_tokenizer
     from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import load_calibration
-    from mops_fl.compression.spec import parse
+    from mops_fl.compression_spec import parse
     from mops_fl.config import Config
-    from mops_fl.models.backbone import load_tokenizer, resolve_device
-    from mops_fl.models.source import prepared
 
     wanted = parse(compression)
     config = Config.from_flat(

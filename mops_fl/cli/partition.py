@@ -27,7 +27,7 @@ def partition(
     corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
     parts = shares(corpus, config.data, config.partition, config.seed)
     held = report.table(corpus, parts)
-    title = report.describe(config.partition)
+    title = report.title_of(config.partition)
     totals = held.groupby("partition")[["train", "test"]].sum()
     counts = held.assign(examples=held["train"] + held["test"]).pivot(
         index="partition", columns="task", values="examples"

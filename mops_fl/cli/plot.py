@@ -14,7 +14,7 @@ def plot(
     per_task: Annotated[bool, typer.Option("--per-task", help="One panel for each task.")] = False,
 ) -> None:
     """Overlay the perplexity per round of any runs, from their result files."""
-    from mops_fl.plots import perplexity_figure
+    from mops_fl.run.plots import perplexity_figure
 
     perplexity_figure(runs, out, per_task)
     console.print(str(out.resolve()))

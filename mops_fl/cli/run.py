@@ -55,7 +55,7 @@ def check(config: Config) -> None:
     """
     with console.status("checking data and model"):
         from mops_fl.data import load_corpus
-        from mops_fl.models.source import check_backbone
+        from mops_fl.models.weights import check_backbone
         from partitions import shares
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)

@@ -11,7 +11,7 @@ from mops_fl.cli.run import console
 
 def show(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Show a run: its facts, perplexity per round and task, work and bytes."""
-    from mops_fl.results import Run
+    from mops_fl.run.results import Run
 
     read = Run.read(run)
     console.print(tables.facts(read))

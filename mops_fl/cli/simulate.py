@@ -38,7 +38,7 @@ def simulate(
     check(config)
     folder = execute(config, given)
 
-    from mops_fl.results import Run
+    from mops_fl.run.results import Run
 
     perplexity = Run.read(folder).perplexity()
     console.print(
@@ -48,7 +48,7 @@ def simulate(
 
 
 def _resumed(folder: Path) -> Config:
-    from mops_fl.results import Run
+    from mops_fl.run.results import Run
 
     run = Run.read(folder)
     if run.facts["status"] == "completed":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mops_fl.results import Run
+    from mops_fl.run.results import Run
 
 SHOWN_FACTS = (
     "status",

@@ -20,7 +20,7 @@ from pydantic import PrivateAttr
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 from mops_fl.errors import ModelError
 
 

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from mops_fl.compression.manifest import FILE, Manifest, PrunedLayer, read_manifest
 from mops_fl.compression.pattern import is_prunable, pattern_fault, value_fault, zero_fraction
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 from mops_fl.errors import ModelError
 
 _COPIED = (".json", ".txt", ".model", ".jinja")

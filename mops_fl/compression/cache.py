@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from mops_fl.base.source import Source, digest
 from mops_fl.compression.calibration import Calibration
 from mops_fl.compression.manifest import FILE, FORMAT, read_manifest
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 from mops_fl.errors import ConfigError, ModelError, RunError
 from mops_fl.files import cache_folder, made_once
-from mops_fl.models.source import Source, digest
 
 _SLACK = 64 * 1024**2
 """Bytes kept free beside the weights, for the tokenizer and the manifest."""

@@ -17,14 +17,14 @@ from rich.progress import Progress
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
+from mops_fl.base.source import Source, digest
 from mops_fl.compression.artifact import verify, write_weights
 from mops_fl.compression.calibration import Calibration, CalibrationRow, answer_tally
 from mops_fl.compression.manifest import Manifest, write_manifest
 from mops_fl.compression.pattern import is_prunable
 from mops_fl.compression.sparsegpt import prune
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 from mops_fl.errors import ModelError
-from mops_fl.models.source import Source, digest
 
 _LIBRARIES = ("llmcompressor", "compressed-tensors", "torch", "transformers")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mops_fl.compression.spec import Compression, parse
+from mops_fl.compression_spec import Compression, parse
 from mops_fl.errors import ConfigError, ModelError
 from mops_fl.files import write_text
 

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 
 TOLERANCE = 0.01
 """How far the achieved sparsity of an unstructured layer may lie from its target, as a fraction.

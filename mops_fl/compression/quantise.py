@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from mops_fl.compression.spec import QUANTISATIONS
+from mops_fl.compression_spec import QUANTISATIONS
 from mops_fl.errors import ConfigError, ModelError
 
 OUTLIER = 6.0

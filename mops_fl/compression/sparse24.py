@@ -16,7 +16,7 @@ from torch.utils.benchmark import Timer
 from transformers import LlamaForCausalLM
 
 from mops_fl.compression.pattern import is_prunable, pattern_fault
-from mops_fl.compression.spec import parse
+from mops_fl.compression_spec import parse
 from mops_fl.errors import ConfigError, ModelError
 
 _PATTERN = parse("2:4")

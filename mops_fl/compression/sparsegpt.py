@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from mops_fl.compression.pattern import is_prunable, pattern_fault, value_fault
-from mops_fl.compression.spec import Compression
+from mops_fl.compression_spec import Compression
 from mops_fl.errors import ConfigError, DataError, ModelError
 
 MAX_BLOCK_SIZE = 128

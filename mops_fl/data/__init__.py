@@ -2,6 +2,16 @@
 
 from mops_fl.data.corpus import Corpus, load_corpus
 from mops_fl.data.examples import Example
+from mops_fl.data.split import Share, split
 from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
 
-__all__ = ["Corpus", "Example", "Tokenised", "TokenisedCorpus", "load_corpus", "tokenise"]
+__all__ = [
+    "Corpus",
+    "Example",
+    "Share",
+    "Tokenised",
+    "TokenisedCorpus",
+    "load_corpus",
+    "split",
+    "tokenise",
+]

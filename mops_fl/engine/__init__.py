@@ -4,7 +4,7 @@
 shards, `Pool` hands the shards to workers, `RayWorker` is one on a GPU or core somewhere in the Ray
 cluster, and `CohortWorker` serves a shard: clients together, failures apart.
 
-The engine does not run the ClientApp: both are thin over `mops_fl.replies` and the `Trainer`.
+The engine does not run the ClientApp: both are thin over `training.messages` and the `Trainer`.
 """
 
 from mops_fl.engine.choose import engine_grid

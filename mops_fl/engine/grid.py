@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 from mops_fl.config import Config
 from mops_fl.engine.pool import Pool, Shard, Worker
 from mops_fl.engine.tasks import Answer, Task
-from mops_fl.grid import WatchedGrid
-from mops_fl.records import PARTITION
+from mops_fl.engine.watched import WatchedGrid
+from mops_fl.wire.records import PARTITION
 
 _FIRST_NODE = 2
 """Node id of partition 0; Flower's SuperLink is node 1."""

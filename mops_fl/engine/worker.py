@@ -8,13 +8,13 @@ import torch
 from flwr.app import Context, Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 
-from mops_fl import replies
 from mops_fl.config import Config
 from mops_fl.engine.tasks import Answer, Served, Task
 from mops_fl.engine.together import together
 from mops_fl.errors import MopsError
-from mops_fl.records import PRETRAINED
+from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import PRETRAINED
 
 
 class CohortWorker:
@@ -40,10 +40,10 @@ class CohortWorker:
         """
         kind = tasks[0].message.metadata.message_type
         if kind == MessageType.TRAIN:
-            outcomes = self._batched(tasks, replies.training_work, self._train)
+            outcomes = self._batched(tasks, messages.training_work, self._train)
             answers = [_answer(task, self._trained, outcome) for task, outcome in outcomes]
         elif kind == MessageType.EVALUATE:
-            outcomes = self._batched(tasks, replies.evaluation_work, self._evaluate)
+            outcomes = self._batched(tasks, messages.evaluation_work, self._evaluate)
             answers = [_answer(task, _evaluated, outcome) for task, outcome in outcomes]
         else:
             answers = [_answer(task, self._queried, kind) for task in tasks]
@@ -52,8 +52,8 @@ class CohortWorker:
     def _batched(
         self,
         tasks: Sequence[Task],
-        read: Callable[[Message, Context, Config], replies.Work],
-        function: Callable[[Sequence[replies.Work]], Sequence[Any]],
+        read: Callable[[Message, Context, Config], messages.Work],
+        function: Callable[[Sequence[messages.Work]], Sequence[Any]],
     ) -> list[tuple[Task, Any]]:
         """Each task with its client's result, or with the exception that stands in its place."""
         outcomes: list[Any] = [
@@ -65,7 +65,7 @@ class CohortWorker:
                 outcomes[index] = outcome
         return list(zip(tasks, outcomes, strict=True))
 
-    def _train(self, works: Sequence[replies.Work]) -> Sequence[Any]:
+    def _train(self, works: Sequence[messages.Work]) -> Sequence[Any]:
         return self._trainer.train_cohort(
             [work.partition for work in works],
             works[0].server_round,
@@ -73,27 +73,27 @@ class CohortWorker:
             works[0].frozen,
         )
 
-    def _evaluate(self, works: Sequence[replies.Work]) -> Sequence[Any]:
+    def _evaluate(self, works: Sequence[messages.Work]) -> Sequence[Any]:
         return self._trainer.evaluate_cohort(
             [work.partition for work in works], [work.tensors for work in works], works[0].frozen
         )
 
     def _trained(self, task: Task, result: Any) -> Message:
-        return replies.trained(task.message, task.context, self._config, result)
+        return messages.trained(task.message, task.context, self._config, result)
 
     def _queried(self, task: Task, kind: str) -> Message:
         if kind == f"{MessageType.QUERY}.describe":
-            return replies.described(task.message, task.context, self._trainer)
+            return messages.described(task.message, task.context, self._trainer)
         if kind == f"{MessageType.QUERY}.pretrain":
-            return replies.pretrained(task.message, self._trainer)
+            return messages.pretrained(task.message, self._trainer)
         raise ValueError(f"no client answers messages of type {kind!r}")
 
 
 def _evaluated(task: Task, result: Any) -> Message:
-    return replies.evaluated(task.message, result)
+    return messages.evaluated(task.message, result)
 
 
-def _alike(works: Sequence[replies.Work | Exception]) -> list[list[int]]:
+def _alike(works: Sequence[messages.Work | Exception]) -> list[list[int]]:
     """Indices of works that may share a forward pass: of one round, past the same P¹."""
     groups: dict[tuple, list[int]] = {}
     for index, work in enumerate(works):

@@ -18,7 +18,7 @@ from pathlib import Path
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
-from mops_fl.provenance import COMMIT_VARIABLE, commit
+from mops_fl.run.provenance import COMMIT_VARIABLE, commit
 
 
 @dataclass(frozen=True)

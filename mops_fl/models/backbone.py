@@ -1,19 +1,18 @@
 """The frozen LLaMA: loaded once a process, run layer by layer."""
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
+from mops_fl.base.device import resolve_device
 from mops_fl.config import BackboneConfig
-from mops_fl.errors import ConfigError
 from mops_fl.models.attention import NAME
 from mops_fl.models.memory import Memory
-from mops_fl.models.source import prepared, weights
+from mops_fl.models.weights import ensure_weights
 
 
 class Backbone:
@@ -69,28 +68,6 @@ class Backbone:
         return self.model.lm_head(self.model.model.norm(states)).float()
 
 
-def resolve_device(device: str) -> torch.device:
-    """The torch device that a configuration names.
-
-    Raises:
-        ConfigError: there is no such device on this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N") from None
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
-            "use device=cpu or device=auto"
-        )
-    if resolved.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
-    return resolved
-
-
 @lru_cache(maxsize=1)
 def load_backbone(config: BackboneConfig) -> Backbone:
     """The backbone of a configuration; kept for the life of the process.
@@ -104,7 +81,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     device = resolve_device(config.device)
     logging.disable_progress_bar()
     model = LlamaForCausalLM.from_pretrained(
-        weights(config), dtype=getattr(torch, config.dtype), local_files_only=True
+        ensure_weights(config), dtype=getattr(torch, config.dtype), local_files_only=True
     )
     if config.spec.quantisation:
         from mops_fl.compression.quantise import quantise
@@ -116,13 +93,3 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
         use_sparse_cores(model)
     return Backbone(model)
-
-
-def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a configuration's model.
-
-    Raises:
-        ModelError: the model does not exist or has no tokenizer.
-    """
-    folder: Path = prepared(config)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from mops_fl.config import PromptConfig
-from mops_fl.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS, Tensors
 from mops_fl.seeding import numpy_generator
+from mops_fl.wire.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS, Tensors
 
 INIT_STD = 0.02
 """Standard deviation of randomly initialised prompt vectors."""

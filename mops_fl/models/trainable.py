@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mops_fl.records import GATE, GATE_HIDDEN, PROMPTS, Tensors
+from mops_fl.wire.records import GATE, GATE_HIDDEN, PROMPTS, Tensors
 
 
 class Trainable:

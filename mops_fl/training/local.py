@@ -14,8 +14,8 @@ from mops_fl.errors import DataError
 from mops_fl.metrics import Tally
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import Tensors
 from mops_fl.seeding import numpy_generator
+from mops_fl.wire.records import Tensors
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from mops_fl.data import Tokenised
 from mops_fl.models.backbone import Backbone
 from mops_fl.models.mixture import Mixture, collate
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import PRETRAINED, PROMPTS, Tensors
 from mops_fl.seeding import numpy_generator
 from mops_fl.training.local import LocalData, draw_order, train
+from mops_fl.wire.records import PRETRAINED, PROMPTS, Tensors
 
 _GATE_BATCH = 16
 _GATE_LEARNING_RATE = 1e-2

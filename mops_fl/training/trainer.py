@@ -11,18 +11,19 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
-from mops_fl.data import Corpus, Tokenised, TokenisedCorpus, load_corpus, tokenise
-from mops_fl.models.backbone import Backbone, load_backbone, load_tokenizer
+from mops_fl.data import Corpus, Share, Tokenised, TokenisedCorpus, load_corpus, split, tokenise
+from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import PrefixStore, open_store
-from mops_fl.models.source import ModelFacts, describe, injection_layer
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import GATE, PRETRAINED, PROMPTS, Tensors
+from mops_fl.models.weights import ModelFacts, injection_layer, model_facts
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
-from partitions import Share, shares, split
+from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
+from partitions import shares
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Trainer:
     @cached_property
     def model_facts(self) -> ModelFacts:
         """Sizes and digest of the backbone."""
-        return describe(self.config.backbone)
+        return model_facts(self.config.backbone)
 
     @cached_property
     def corpus(self) -> Corpus:

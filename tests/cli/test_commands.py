@@ -43,7 +43,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 def test_the_launcher_and_what_flower_loads_import_no_torch():
     code = (
-        "import sys, mops_fl.cli.run, mops_fl.models.source\n"
+        "import sys, mops_fl.cli.run, mops_fl.base.source\n"
         "import mops_fl.client_app, mops_fl.server_app\n"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import small_run
-from tiny import save_tiny_llama
 
+from experiments.golden.tiny import save_tiny_llama
 from mops_fl.compression.artifact import verify
 
 pytestmark = pytest.mark.slow

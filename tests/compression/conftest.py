@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tiny import byte_tokenizer, save_tiny_llama
 
+from experiments.golden.tiny import byte_tokenizer, save_tiny_llama
 from mops_fl.compression.cache import ensure
 from mops_fl.compression.calibration import Calibration, load_calibration
-from mops_fl.compression.spec import parse
+from mops_fl.compression_spec import parse
 from mops_fl.config import Config
 
 

@@ -9,22 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_tiny_llama
 from transformers import LlamaForCausalLM
 
-from mops_fl.compression import cache, make, parse
+from experiments.golden.tiny import save_tiny_llama
+from mops_fl.compression import cache, make
 from mops_fl.compression.artifact import verify
 from mops_fl.compression.cache import cache_key, ensure
+from mops_fl.compression_spec import parse
 from mops_fl.errors import ConfigError, ModelError, RunError
 
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from tiny import byte_tokenizer
-from mops_fl.compression import make, parse
+from experiments.golden.tiny import byte_tokenizer
+from mops_fl.compression import make
+from mops_fl.compression_spec import parse
 from mops_fl.compression.cache import ensure
 from mops_fl.compression.calibration import load_calibration
 from mops_fl.compression.pattern import is_prunable
+from mops_fl.compression_spec import parse
 from mops_fl.config import Config
 
 base, log, dies = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "dies"

@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from tiny import byte_tokenizer
 from transformers import LlamaForCausalLM
 
+from experiments.golden.tiny import byte_tokenizer
 from mops_fl.compression.calibration import HELD_OUT, answer_tally, load_calibration
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, DataError

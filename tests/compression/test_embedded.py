@@ -2,14 +2,14 @@
 
 import pytest
 
-from mops_fl.compression import parse
+from mops_fl.base.prepare import prepared
+from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.compression.artifact import load_compressed, verify
 from mops_fl.compression.cache import ensure
 from mops_fl.compression.calibration import answer_tally, load_calibration
 from mops_fl.compression.quantise import quantise
+from mops_fl.compression_spec import parse
 from mops_fl.config import Config
-from mops_fl.models.backbone import load_tokenizer
-from mops_fl.models.source import prepared
 
 pytestmark = pytest.mark.slow
 

@@ -2,14 +2,14 @@ import logging
 
 import pytest
 import torch
-from tiny import byte_tokenizer, save_tiny_llama
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from mops_fl.compression import parse
+from experiments.golden.tiny import byte_tokenizer, save_tiny_llama
 from mops_fl.compression.pattern import is_prunable, pattern_fault
 from mops_fl.compression.quantise import quantise
 from mops_fl.compression.sparsegpt import prune
+from mops_fl.compression_spec import parse
 from mops_fl.errors import ConfigError, ModelError
 from mops_fl.models.backbone import Backbone
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import save_tiny_llama
 from transformers import LlamaForCausalLM
 
+from experiments.golden.tiny import save_tiny_llama
 from mops_fl.compression.pattern import is_prunable
 from mops_fl.compression.sparse24 import _SparseProduct, time_product, use_sparse_cores
 from mops_fl.config import Config

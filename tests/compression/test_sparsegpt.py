@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from tiny import byte_tokenizer, save_tiny_llama
 from transformers import LlamaForCausalLM
 
+from experiments.golden.tiny import byte_tokenizer, save_tiny_llama
 from mops_fl.compression.calibration import answer_tally
 from mops_fl.compression.pattern import TOLERANCE, is_prunable
 from mops_fl.compression.sparsegpt import prune
-from mops_fl.compression.spec import parse
+from mops_fl.compression_spec import parse
 from mops_fl.errors import ConfigError, DataError, ModelError
 
 PATTERNS = ("unstructured-50", "unstructured-90", "2:4", "4:8", "3:4", "7:8")

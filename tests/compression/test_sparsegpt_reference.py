@@ -7,11 +7,11 @@ ICML 2023, Algorithm 1, in float64.
 import numpy as np
 import pytest
 import torch
-from tiny import byte_tokenizer
 from transformers import LlamaForCausalLM
 
+from experiments.golden.tiny import byte_tokenizer
 from mops_fl.compression.sparsegpt import prune
-from mops_fl.compression.spec import parse
+from mops_fl.compression_spec import parse
 
 DAMPENING = 0.01
 LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")

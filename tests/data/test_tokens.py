@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from tiny import byte_tokenizer
 
+from experiments.golden.tiny import byte_tokenizer
 from mops_fl.data import Example, tokenise
 from mops_fl.data.template import TAIL, head
 from mops_fl.errors import ConfigError, ModelError

@@ -8,7 +8,7 @@ from flwr.app.metadata import Metadata
 from mops_fl.config import Config
 from mops_fl.engine.worker import Task
 from mops_fl.models.initial import initial_tensors
-from mops_fl.records import (
+from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     FROZEN,

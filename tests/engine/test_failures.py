@@ -5,15 +5,15 @@ import pytest
 import torch
 from tasks import assert_close, configured, task, tensors_of, values
 
-from mops_fl import replies
 from mops_fl.engine import worker as worker_module
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
 from mops_fl.models.backbone import load_backbone
 from mops_fl.models.mixture import Mixture
-from mops_fl.records import CONFIG, PARTITION, PRETRAINED, PROMPTS
+from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import CONFIG, PARTITION, PRETRAINED, PROMPTS
 
 
 class TestFailures:
@@ -75,8 +75,8 @@ class TestFailures:
                 raise OSError("the disk is full")
             return whole(message, context, config, result)
 
-        whole = replies.trained
-        monkeypatch.setattr(worker_module.replies, "trained", trained)
+        whole = messages.trained
+        monkeypatch.setattr(worker_module.messages, "trained", trained)
         answers = (
             CohortWorker(config, "cpu", 1)
             .serve([task(p, values(config)) for p in range(3)])

@@ -11,8 +11,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from mops_fl.config import Config
 from mops_fl.engine.grid import CohortGrid
+from mops_fl.engine.watched import WatchedGrid
 from mops_fl.engine.worker import Answer, Served
-from mops_fl.grid import WatchedGrid
 
 CONFIG = Config.from_flat({"num-clients": 10, "active-clients": 4})
 

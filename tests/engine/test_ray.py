@@ -13,7 +13,7 @@ from tasks import configured, values
 
 from mops_fl.engine.grid import CohortGrid
 from mops_fl.engine.ray_worker import RayWorker, find_slots
-from mops_fl.records import ARRAYS, CONFIG, ROUND, to_array_record
+from mops_fl.wire.records import ARRAYS, CONFIG, ROUND, to_array_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -6,7 +6,8 @@ from tasks import FLAT, HIDDEN, assert_close, configured, task, tensors_of, valu
 
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.metrics import total
-from mops_fl.records import (
+from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import (
     CONFIG,
     EXAMPLES,
     GATE,
@@ -19,7 +20,6 @@ from mops_fl.records import (
     get_tallies,
     to_array_record,
 )
-from mops_fl.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("method", ["mops", "fedprompt"])

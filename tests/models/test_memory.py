@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny_llama
 from transformers import LlamaForCausalLM
 
+from experiments.golden.tiny import save_tiny_llama
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.models import memory as memory_module

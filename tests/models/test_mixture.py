@@ -13,7 +13,7 @@ from mops_fl.models.backbone import Backbone
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture, collate
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS
+from mops_fl.wire.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS
 
 LAYOUT = Config.from_flat({"experts": 3, "prompts-per-expert": 2, "gate-hidden": 8}).prompts
 HIDDEN = 32

@@ -18,10 +18,10 @@ from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import DiskStore, MemoryStore, open_store
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import PRETRAINED
 from mops_fl.training.evaluation import evaluate
 from mops_fl.training.local import LocalData, draw_order, train
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import PRETRAINED
 
 CONFIG = Config.from_flat(
     {"experts": 3, "prompts-per-expert": 2, "gate-hidden": 8, "local-steps": 6}

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from mops_fl.config import Config
-from mops_fl.data import Corpus, Example
+from mops_fl.data import Corpus, Example, Share
 from mops_fl.errors import RunError
-from partitions import Share
-from partitions.report import describe, draw, table
+from partitions.report import draw, table, title_of
 
 
 @pytest.fixture
@@ -68,5 +67,5 @@ def test_draw_where_nothing_can_be_written(
         ),
     ],
 )
-def test_describe(flat: dict[str, str | int], text: str) -> None:
-    assert describe(Config.from_flat(flat).partition) == text
+def test_title_of(flat: dict[str, str | int], text: str) -> None:
+    assert title_of(Config.from_flat(flat).partition) == text

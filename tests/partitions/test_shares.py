@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from mops_fl.config import Config
-from mops_fl.data import load_corpus
-from partitions import shares, split
+from mops_fl.data import load_corpus, split
+from partitions import shares
 
 
 @pytest.mark.parametrize("number", [2, 3, 10, 37, 1000])

@@ -17,7 +17,7 @@ from flwr.app.message import make_message
 from mops_fl.config import Config
 from mops_fl.errors import RunError
 from mops_fl.metrics import GateSum, Tally
-from mops_fl.records import (
+from mops_fl.wire.records import (
     ARRAYS,
     EXAMPLES,
     GATE_HIDDEN,

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny_llama
 
+from experiments.golden.tiny import save_tiny_llama
 from mops_fl.config import Config
 from mops_fl.models.initial import initial_tensors
-from mops_fl.models.source import weights
-from mops_fl.records import PRETRAINED
+from mops_fl.models.weights import ensure_weights
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import PRETRAINED
 
 FLAT = {
     "num-samples": 120,
@@ -51,7 +51,7 @@ def test_rounds_on_a_compressed_backbone(wide_llama, compression):
     for name, weight in trainer.backbone.model.state_dict().items():
         assert torch.equal(weight, before[name]), name
     if "2:4" in compression:
-        assert weights(config.backbone) != wide_llama
+        assert ensure_weights(config.backbone) != wide_llama
     if compression == "2:4":
         matrix = trainer.backbone.model.model.layers[1].mlp.down_proj.weight
         assert ((matrix.view(-1, 4) == 0).sum(1) == 2).all()

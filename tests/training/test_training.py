@@ -17,11 +17,11 @@ from mops_fl.models.backbone import Backbone
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
-from mops_fl.records import GATE, PRETRAINED, PROMPTS
 from mops_fl.training.evaluation import evaluate
 from mops_fl.training.local import LocalData, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt
 from mops_fl.training.trainer import Trainer
+from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS
 
 FLAT = {"experts": 3, "prompts-per-expert": 2, "gate-hidden": 8, "local-steps": 4}
 CONFIG = Config.from_flat(FLAT)

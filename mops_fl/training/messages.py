@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mops_fl.config import Config
 from mops_fl.files import replacing
-from mops_fl.records import (
+from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     EXAMPLES,

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mops_fl.compression import Compression, parse
+from mops_fl.compression_spec import Compression, parse
 from mops_fl.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from mops_fl.records import ARRAYS, EXAMPLES, METRICS, from_array_record, get_tallies
+from mops_fl.wire.records import ARRAYS, EXAMPLES, METRICS, from_array_record, get_tallies
 
 
 def sort_replies(

@@ -8,12 +8,14 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from tiny import save_tiny_llama
 
+from experiments.golden.tiny import save_tiny_llama
+from mops_fl.base.prepare import prepared
+from mops_fl.base.source import digest, find
+from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, ModelError
-from mops_fl.models.backbone import load_tokenizer
-from mops_fl.models.source import check_backbone, describe, digest, find, prepared
+from mops_fl.models.weights import check_backbone, model_facts
 
 CONFIG = Config.from_flat({})
 
@@ -57,7 +59,7 @@ def test_digest_follows_the_weights(tmp_path):
 
 
 def test_facts_come_without_weights(tiny_llama):
-    facts = describe(backbone_config(tiny_llama))
+    facts = model_facts(backbone_config(tiny_llama))
     assert (facts.hidden_size, facts.num_layers) == (32, 4)
 
 

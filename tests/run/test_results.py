@@ -6,7 +6,7 @@ import pytest
 from synthetic import write_run
 
 from mops_fl.errors import RunError
-from mops_fl.results import Run
+from mops_fl.run.results import Run
 
 
 def test_a_run_is_read(tmp_path):

@@ -10,9 +10,9 @@ from mops_fl.config import Config
 from mops_fl.errors import RunError
 from mops_fl.files import made_once, replacing, write_text
 from mops_fl.metrics import GateSum, Tally
-from mops_fl.recorder import Recorder
-from mops_fl.records import to_array_record
-from mops_fl.run_folder import RunFolder
+from mops_fl.run.folder import RunFolder
+from mops_fl.run.recorder import Recorder
+from mops_fl.wire.records import to_array_record
 from strategies import EvaluateRound, TrainRound, TrainRow
 
 FLAT = {"num-server-rounds": 4, "eval-every": 2}

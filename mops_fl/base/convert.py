@@ -13,8 +13,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from mops_fl.base.source import Source, check_llama
 from mops_fl.errors import ModelError
-from mops_fl.models.source import Source, check_llama
 
 
 def convert(model: str, source: Source, dtype: str, folder: Path) -> None:

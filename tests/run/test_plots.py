@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from synthetic import write_run
 
 from mops_fl.errors import RunError
-from mops_fl.plots import gate_figure, perplexity_figure
+from mops_fl.run.plots import gate_figure, perplexity_figure
 
 
 @pytest.mark.parametrize("per_task", [False, True])
@@ -53,5 +53,5 @@ def test_what_cannot_be_drawn(tmp_path):
 
 
 def test_plotting_imports_no_torch():
-    code = "import sys, mops_fl.plots; sys.exit('torch' in sys.modules)"
+    code = "import sys, mops_fl.run.plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

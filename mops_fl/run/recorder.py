@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from mops_fl.config import Config
 from mops_fl.metrics import TOTAL, Tally, total
-from mops_fl.records import Tensors
-from mops_fl.run_folder import RunFolder
-from strategies import EvaluateRound, TrainRound
+from mops_fl.run.folder import RunFolder
+from mops_fl.wire.records import Tensors
+from mops_fl.wire.rounds import EvaluateRound, TrainRound
 
 _PHASES = {"train": "training", "evaluate": "evaluating"}
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mops_fl.errors import RunError
 from mops_fl.files import replacing, write_text
-from mops_fl.records import Tensors
+from mops_fl.wire.records import Tensors
 
 COLUMNS = {
     "rounds.csv": ("round", "task", "nll", "tokens", "perplexity"),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
-from mops_fl.run_folder import COLUMNS
+from mops_fl.run.folder import COLUMNS
 
 FACTS = ("method", "status", "config", "seed")
 """The keys of `run.json` that every reader may rely on."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mops_fl.errors import RunError
 from mops_fl.files import replacing
 from mops_fl.metrics import TOTAL
-from mops_fl.results import Run
+from mops_fl.run.results import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""

@@ -1,0 +1,27 @@
+"""The device that a configuration names."""
+
+import torch
+
+from mops_fl.errors import ConfigError
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that a configuration names.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "use device=cpu or device=auto"
+        )
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
+    return resolved
