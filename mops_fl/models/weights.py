@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mops_fl.base.prepare import prepared
-from mops_fl.base.source import Source, digest, find, llama_config
+from mops_fl.base.source import Source, digest, find, llama_config, tokenizer_digest
 from mops_fl.compression.manifest import FILE
 from mops_fl.config import BackboneConfig, DataConfig, PromptConfig
 from mops_fl.errors import ConfigError
@@ -26,6 +26,8 @@ class ModelFacts:
     hidden_size: int
     num_layers: int
     digest: str
+    """Of the weights and the configuration."""
+    tokenizer_digest: str
 
 
 def injection_layer(prompts: PromptConfig, num_layers: int) -> int:
@@ -101,7 +103,8 @@ def model_facts(backbone: BackboneConfig) -> ModelFacts:
     """
     source = Source(ensure_weights(backbone))
     config = llama_config(backbone.model, source.path)
-    return ModelFacts(config["hidden_size"], config["num_hidden_layers"], digest(source))
+    sizes = config["hidden_size"], config["num_hidden_layers"]
+    return ModelFacts(*sizes, digest(source), tokenizer_digest(source.path))
 
 
 def check_backbone(backbone: BackboneConfig, prompts: PromptConfig) -> ModelFacts:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -81,6 +82,7 @@ class RunFolder:
                     f"{key}={config.get(key)!r} but the run in {path} has {value!r}: "
                     "a run is resumed with its own configuration"
                 )
+        folder.facts.setdefault("id", uuid4().hex)
         last = folder.last_round()
         for name in COLUMNS:
             folder._rows[name] = folder._read_rows(name, last)
@@ -103,6 +105,11 @@ class RunFolder:
     def tasks(self) -> list[str]:
         """Task names in the order of partition.csv, which is that of the experts."""
         return list(dict.fromkeys(str(row[1]) for row in self._rows.get("partition.csv", [])))
+
+    def last_trained(self) -> dict[int, int]:
+        """The last round in which each client trained, by partition id."""
+        rows = self._rows.get("clients.csv", [])
+        return {int(row[1]): int(row[0]) for row in rows}
 
     def save_checkpoint(self, server_round: int, tensors: Tensors) -> None:
         """Write all tensors that a later round needs, and make the round whole."""

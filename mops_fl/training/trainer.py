@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mops_fl.base.device import resolve_device
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.data import Corpus, Share, Tokenised, TokenisedCorpus, load_corpus, split, tokenise
@@ -23,6 +24,7 @@ from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
 from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
+from mops_fl.wire.replies import Description
 from partitions import shares
 
 
@@ -92,6 +94,28 @@ class Trainer:
             return {task: held.count(task) for task in self.corpus.tasks}
 
         return Holding(count(share.train), count(share.test))
+
+    def description(self, partition: int) -> Description:
+        """What a client says of itself."""
+        holding, facts, tokenised = self.holding(partition), self.model_facts, self.tokenised
+        tasks = self.corpus.tasks
+        return Description(
+            partition=partition,
+            tasks=tasks,
+            train=tuple(holding.train[task] for task in tasks),
+            test=tuple(holding.test[task] for task in tasks),
+            hidden_size=facts.hidden_size,
+            num_layers=facts.num_layers,
+            injection_layer=injection_layer(self.config.prompts, facts.num_layers),
+            model_digest=facts.digest,
+            tokenizer_digest=facts.tokenizer_digest,
+            data_digest=self.corpus.digest,
+            skipped=self.corpus.skipped,
+            cut_questions=tokenised.cut_questions,
+            cut_answers=tokenised.cut_answers,
+            device=str(resolve_device(self.config.backbone.device)),
+            dtype=self.config.backbone.dtype,
+        )
 
     def mixture(self, frozen: Tensors) -> Mixture:
         """The forward pass past a pretrained prompt; the last one asked for is kept."""

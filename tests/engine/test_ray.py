@@ -5,15 +5,15 @@ import signal
 
 import pytest
 import ray
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from tasks import configured, values
+from tasks import ASSIGNMENT, configured, values
 
 from mops_fl.engine.grid import CohortGrid
 from mops_fl.engine.ray_worker import RayWorker, find_slots
-from mops_fl.wire.records import ARRAYS, CONFIG, ROUND, to_array_record
+from mops_fl.wire.records import ARRAYS, CONFIG, to_array_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -59,7 +59,7 @@ def test_a_worker_that_dies_costs_one_shard_and_comes_back(tiny_llama, cluster):
 
     def train():
         content = RecordDict({ARRAYS: to_array_record(values(config))})
-        content[CONFIG] = ConfigRecord({ROUND: 1})
+        content[CONFIG] = ASSIGNMENT.record()
         messages = [
             Message(content, message_type=MessageType.TRAIN, dst_node_id=node)
             for node in grid.get_node_ids()

@@ -12,8 +12,7 @@ from mops_fl.files import made_once, replacing, write_text
 from mops_fl.metrics import GateSum, Tally
 from mops_fl.run.folder import RunFolder
 from mops_fl.run.recorder import Recorder
-from mops_fl.wire.records import to_array_record
-from strategies import EvaluateRound, TrainRound, TrainRow
+from mops_fl.wire.rounds import EvaluateRound, TrainRound, TrainRow
 
 FLAT = {"num-server-rounds": 4, "eval-every": 2}
 
@@ -31,13 +30,12 @@ def play(recorder: Recorder, rounds) -> None:
         if current:
             recorder.on_replies("train", 0, 2)
             row = TrainRow(3, 9, 5, Tally(4.0 + current, 2), 0.1)
-            arrays = to_array_record({"prompts": np.zeros(3)})
-            recorder.on_train(TrainRound(current, (row,), {7: "lost"}, arrays, 100, 200))
+            recorder.on_train(TrainRound(current, (row,), {7: "lost"}, 100, 200))
         if current % 2 == 0:
             recorder.on_replies("evaluate", 0, 2)
             tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
             gate = {"a": GateSum((1.0, 3.0), 4), "b": GateSum((2.0, 2.0), 4)}
-            recorder.on_evaluate(EvaluateRound(current, tallies, gate, {}, 50))
+            recorder.on_evaluate(EvaluateRound(current, tallies, gate, 4, {}, 50))
         recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
 
 
