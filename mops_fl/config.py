@@ -75,13 +75,14 @@ class DataConfig:
     tasks: str
     """Comma-separated task names to keep, in expert order; empty for the dataset's own list."""
     num_samples: int = _at_least(0)
-    """Examples drawn by the seed from the whole dataset; 0 for all."""
+    """Examples drawn by the seed from the whole dataset; 0, or more than there are, for all."""
     test_fraction: float = _positive(below=1)
     """Share of each client's examples that is held out for evaluation."""
     max_length: int = _at_least(16)
     """Tokens of question and answer together, at most; prompt vectors come on top."""
     eval_samples: int = _at_least(0)
-    """Test examples that each client evaluates at most; 0 for all."""
+    """Size of the sample of its test examples that each client evaluates, the same in every round;
+    0 for all."""
 
     @property
     def task_list(self) -> tuple[str, ...]:

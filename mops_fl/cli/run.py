@@ -4,6 +4,7 @@ import datetime
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -12,6 +13,9 @@ from mops_fl.config import Config, app_folder
 from mops_fl.errors import MopsError, RunError
 from mops_fl.flower.home import Resources
 from mops_fl.flower.launch import launch
+
+if TYPE_CHECKING:
+    from mops_fl.data import Corpus
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -59,8 +63,16 @@ def check(config: Config) -> None:
         from partitions import shares
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
+        say_data(corpus)
         shares(corpus, config.data, config.partition, config.seed)
         check_backbone(config.backbone, config.prompts)
+
+
+def say_data(corpus: "Corpus") -> None:
+    """Print what was read and how it was understood."""
+    console.print(f"data: {corpus.source}", markup=False)
+    for warning in corpus.warnings:
+        console.print(f"warning: {warning}", style="bold yellow", markup=False)
 
 
 def execute(config: Config, resources: Resources) -> Path:

@@ -5,7 +5,6 @@ It knows nothing of Flower, so that whatever keeps a process alive between messa
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +13,18 @@ import torch
 from mops_fl.base.device import resolve_device
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
-from mops_fl.data import Corpus, Share, Tokenised, TokenisedCorpus, load_corpus, split, tokenise
+from mops_fl.data import (
+    Corpus,
+    Holding,
+    Share,
+    Tokenised,
+    TokenisedCorpus,
+    evaluated,
+    holding,
+    load_corpus,
+    split,
+    tokenise,
+)
 from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import PrefixStore, open_store
@@ -26,14 +36,6 @@ from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabul
 from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
 from mops_fl.wire.replies import Description
 from partitions import shares
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What one client holds, counted by task."""
-
-    train: dict[str, int]
-    test: dict[str, int]
 
 
 class Trainer:
@@ -63,7 +65,8 @@ class Trainer:
     def corpus(self) -> Corpus:
         """All examples that this process can see."""
         config = self.config
-        return load_corpus(config.data, config.seed, config.partition.partition_column)
+        owner_column = "" if self._own_data else config.partition.partition_column
+        return load_corpus(config.data, config.seed, owner_column, own_data=self._own_data)
 
     @cached_property
     def tokenised(self) -> TokenisedCorpus:
@@ -87,13 +90,7 @@ class Trainer:
 
     def holding(self, partition: int) -> Holding:
         """How many examples of each task a client trains and tests on."""
-        share = self._share(partition)
-
-        def count(indices: tuple[int, ...]) -> dict[str, int]:
-            held = [self.corpus.examples[index].task for index in indices]
-            return {task: held.count(task) for task in self.corpus.tasks}
-
-        return Holding(count(share.train), count(share.test))
+        return holding(self.corpus.examples, self.corpus.tasks, self._share(partition))
 
     def description(self, partition: int) -> Description:
         """What a client says of itself."""
@@ -208,8 +205,9 @@ class Trainer:
         return evaluate_clients(self.mixture(frozen), trainable, held_out)
 
     def _held_out(self, partition: int) -> list[Tokenised]:
-        test = self._share(partition).test
-        return self._examples(test[: self.config.data.eval_samples or len(test)])
+        config = self.config
+        share = self._share(partition)
+        return self._examples(evaluated(share, config.data.eval_samples, config.seed, partition))
 
     def pretrain(self, initial: Tensors) -> Tensors:
         """Everything that is trained before round 1, on the training examples seen here.

@@ -160,3 +160,18 @@ def test_partition(run, tmp_path):
     assert "dirichlet over tasks, alpha = 0.1, 10 clients" in out
     assert "tasks: 0 " in out
     assert (tmp_path / "p.png").is_file()
+
+
+def test_partition_says_what_was_read(run, tmp_path):
+    rows = ['{"instruction": "do", "input": null, "output": "done", "task": "[/b] $x"}'] * 30
+    (tmp_path / "r.json").write_text("\n".join(rows + ['{"output": "x", "task": "b"}'] * 10))
+    data = ("-c", "dataset=jsonl", "-c", "data-path=r.json")
+    code, out, err = run("partition", "--clients", "2", "-c", "active-clients=2", *data)
+    assert code == 0, err
+    assert out.startswith(
+        "data: jsonl r.json: 40 rows; instruction=instruction, answer=output, task=task; 2 tasks: "
+        "[/b] $x, b; 10 rows skipped: 10 empty instruction; all 30 taken, fewer "
+        "than num-samples=5000\n"
+        "warning: 25% of the data cannot be used: 10 rows skipped: 10 empty instruction\n"
+    )
+    assert "tasks: 0 [/b] $x, 1 b" in out

@@ -238,6 +238,26 @@ class TestTrainer:
         gate = trainer.evaluate(0, values, {}).gate
         assert sum(g.examples for g in gate.values()) == 1
 
+    def own(self, model, path, lines: list[str], **changes) -> Trainer:
+        path.write_text("\n".join(lines))
+        flat = {**self.FLAT, "model": str(model), "dataset": "jsonl", "data-path": str(path)}
+        column = {"partition": "natural-id", "partition-column": "user"}
+        return Trainer(Config.from_flat({**flat, **column, **changes}), own_data=True)
+
+    def test_own_data_may_be_few_rows_of_some_tasks(self, tiny_llama, tmp_path):
+        lines = ['{"prompt": "a", "response": "b", "task": "one"}'] * 3
+        other = ['{"prompt": "a", "response": "b", "task": "other"}']
+        trainer = self.own(tiny_llama, tmp_path / "own", lines + other, tasks="two,one")
+        holding = trainer.holding(4)
+        assert (holding.train, holding.test) == ({"two": 0, "one": 2}, {"two": 0, "one": 1})
+        values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
+        assert trainer.evaluate(4, values, {}).tallies.keys() == {"one"}
+
+    def test_own_data_of_one_row_is_refused_before_any_work(self, tiny_llama, tmp_path):
+        trainer = self.own(tiny_llama, tmp_path / "own", ['{"prompt": "a", "response": "b"}'])
+        with pytest.raises(DataError, match="has 1 usable rows, but a client needs at least 2"):
+            trainer.holding(4)
+
 
 def test_a_pretrained_gate_keeps_learning(backbone):
     """Inputs that hardly differ must not push every hidden unit below zero for good."""
