@@ -153,7 +153,9 @@ class PromptFedAvg(FedAvg):
                 gates[task] = gates[task] + gate if task in gates else gate
         bytes_down = len(self._asked) * (num_bytes(self._current) + num_bytes(self.frozen))
         self.observer.on_evaluate(
-            EvaluateRound(current, tallies, dict(sorted(gates.items())), failures, bytes_down)
+            EvaluateRound(
+                current, tallies, dict(sorted(gates.items())), len(valid), failures, bytes_down
+            )
         )
         overall = total(tallies)
         return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})

@@ -41,6 +41,8 @@ class EvaluateRound:
     server_round: int
     tallies: dict[str, Tally]
     gate: dict[str, GateSum]
+    clients: int
+    """Valid replies."""
     failures: dict[int, str]
     bytes_down: int
 
