@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from mops_fl.cli.progress import watching
 from mops_fl.config import Config, app_folder
@@ -13,7 +14,8 @@ from mops_fl.errors import MopsError, RunError
 from mops_fl.flower.home import Resources
 from mops_fl.flower.launch import launch
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+"""Prints what it is given as it stands: names, tasks and paths may hold brackets and colons."""
 
 
 class RunFailedError(MopsError):
@@ -71,7 +73,7 @@ def execute(config: Config, resources: Resources) -> Path:
         StoppedError: SIGINT or SIGTERM stopped it.
     """
     folder = Path(config.run_dir)
-    console.print(f"[bold]{folder.name}[/bold]  {_summary(config, resources)}")
+    console.print(Text.assemble((folder.name, "bold"), "  ", _summary(config, resources)))
     try:
         with watching(folder, console) as watch:
             outcome = launch(app_folder(), config.flat(), resources, watch)
