@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mops_fl.config import PartitionConfig
 from mops_fl.data import Corpus, Share
-from mops_fl.pictures import plain, save
+from mops_fl.files import replacing
 
 TRAIN, TEST = "#2f5d8a", "#e0902f"
 SHADES = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9dbfdd", "#2f5d8a", "#12263f"])
@@ -51,11 +51,11 @@ def draw(table: pd.DataFrame, path: Path, title: str = "Who holds what") -> None
 
     Args:
         table: as `table` gives it.
-        path: picture, replaced whole; its ending names the format.
+        path: PNG file, replaced whole.
         title: names the partition; `title_of` gives one.
 
     Raises:
-        RunError: the file cannot be written, or its ending names no format.
+        RunError: the file cannot be written.
     """
     tasks = list(dict.fromkeys(table["task"]))
     held = table.assign(all=table["train"] + table["test"])
@@ -64,14 +64,15 @@ def draw(table: pd.DataFrame, path: Path, title: str = "Who holds what") -> None
     main = counts.to_numpy().argmax(axis=1)
     order = np.lexsort((-counts.sum(axis=1).to_numpy(), main))
 
-    figure = Figure(figsize=(9, 2.3 + 0.32 * max(len(tasks), 5)), layout="constrained")
+    figure = Figure(figsize=(9, 2.3 + 0.32 * max(len(tasks), 5)), dpi=200, layout="constrained")
     top, mixture = figure.subplots(
         2, 1, sharex=True, height_ratios=[1.6, 0.32 * max(len(tasks), 5)]
     )
-    figure.suptitle(plain(title, limit=100), fontsize=12, fontweight="bold")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
     _draw_sizes(top, sizes.iloc[order])
     _draw_mixture(mixture, counts.iloc[order])
-    save(figure, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_sizes(axes: Axes, sizes: pd.DataFrame) -> None:
@@ -95,9 +96,7 @@ def _draw_sizes(axes: Axes, sizes: pd.DataFrame) -> None:
 def _draw_mixture(axes: Axes, counts: pd.DataFrame) -> None:
     mixture = counts.div(counts.sum(axis=1), axis=0).to_numpy().T
     image = axes.imshow(mixture, aspect="auto", cmap=SHADES, vmin=0, vmax=1, interpolation="none")
-    axes.set_yticks(
-        range(counts.shape[1]), [plain(task, limit=30) for task in counts.columns], fontsize=9
-    )
+    axes.set_yticks(range(counts.shape[1]), [_shorten(task) for task in counts.columns], fontsize=9)
     axes.set_yticks(np.arange(counts.shape[1] - 1) + 0.5, minor=True)
     axes.grid(which="minor", axis="y", color="#cccccc", linewidth=0.6)
     axes.tick_params(which="both", length=0)
@@ -107,3 +106,7 @@ def _draw_mixture(axes: Axes, counts: pd.DataFrame) -> None:
         axes.set_xticks([])
     axes.set_xlabel("clients, grouped by the task they hold most of")
     axes.figure.colorbar(image, ax=axes, label="share of the client", pad=0.01, ticks=[0, 0.5, 1])
+
+
+def _shorten(task: str, limit: int = 30) -> str:
+    return task if len(task) <= limit else f"{task[: limit - 1]}…"

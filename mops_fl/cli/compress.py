@@ -70,7 +70,7 @@ def compress(
         + (f", {memory['cuda'] / 1e9:.2f} GB on the GPU" if memory["cuda"] else ""),
     }.items():
         table.add_row(name, value)
-    console = Console(markup=False, emoji=False)
+    console = Console()
     console.print(table)
     # whole, however narrow the terminal is
     console.print(str(folder.resolve()), soft_wrap=True, highlight=False)

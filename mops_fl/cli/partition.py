@@ -7,16 +7,13 @@ import typer
 
 from mops_fl.cli import options
 from mops_fl.cli.run import console
-from mops_fl.labels import one_line
 
 
 def partition(
     values: options.Values = None,
     config_file: options.ConfigFile = None,
     clients: options.Clients = None,
-    out: Annotated[Path, typer.Option(help="The picture: .png, .pdf or .svg.")] = Path(
-        "partition.png"
-    ),
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("partition.png"),
 ) -> None:
     """Print and draw which client holds which examples under a configuration."""
     config = options.configure(config_file, clients, values)
@@ -43,7 +40,6 @@ def partition(
     table.add_section()
     table.add_row("all", *map(str, counts.join(totals).sum()))
     console.print(table)
-    tasks = (f"{i} {one_line(task, limit=60)}" for i, task in enumerate(corpus.tasks))
-    console.print("tasks:", ", ".join(tasks))
+    console.print("tasks:", ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks)))
     report.draw(held, out, title)
     console.print(str(out.resolve()))
