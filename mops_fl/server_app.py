@@ -18,6 +18,7 @@ from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
 from mops_fl.models.initial import initial_tensors
+from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.run.recorder import Recorder
@@ -67,8 +68,9 @@ def main(grid: Grid, context: Context) -> None:
         reason = str(error) or type(error).__name__
         recorder.finish(status="failed", error=reason, finished=now())
         raise
-    _draw(folder.path, gated=STRATEGIES[config.method].gated)
     recorder.finish(status="completed", error=None, finished=now())
+    for warning in draw_figures(folder.path):
+        log(logging.WARNING, "%s", warning)
 
 
 def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> None:
@@ -80,7 +82,7 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         tensors = folder.load_checkpoint(done)
     else:
         folder.add_rows("partition.csv", _holdings(clients))
-        tensors = _pretrained(config, clients, grid, folder, gated=method.gated)
+        tensors = _pretrained(config, clients, grid, recorder, gated=method.gated)
     names = method.averaged(config)
     frozen = {name: value for name, value in tensors.items() if name not in names}
     strategy = method(
@@ -230,7 +232,7 @@ def _ask(
 
 
 def _pretrained(
-    config: Config, clients: Mapping[int, Client], grid: Grid, folder: RunFolder, *, gated: bool
+    config: Config, clients: Mapping[int, Client], grid: Grid, recorder: Recorder, *, gated: bool
 ) -> Tensors:
     """Initial tensors from shapes alone, then pretraining on the first client's worker.
 
@@ -255,7 +257,7 @@ def _pretrained(
         )
         if valid:
             tensors = valid[client.node].tensors
-            folder.update(bytes_up=_bytes(tensors), bytes_down=_bytes(initial))
+            recorder.on_pretrain(_bytes(tensors), _bytes(initial))
             return tensors
         reason = failures[client.node]
         log(logging.WARNING, "client %d could not pretrain: %s", partition, reason)
@@ -264,11 +266,3 @@ def _pretrained(
 
 def _bytes(tensors: Tensors) -> int:
     return sum(value.nbytes for value in tensors.values())
-
-
-def _draw(path: Path, *, gated: bool) -> None:
-    from mops_fl.run.plots import gate_figure, perplexity_figure
-
-    perplexity_figure([path], path / "perplexity.png")
-    if gated:
-        gate_figure(path, path / "gate.png")

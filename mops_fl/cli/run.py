@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from mops_fl.cli.progress import watching
 from mops_fl.config import Config, app_folder
@@ -17,7 +18,8 @@ from mops_fl.flower.launch import launch
 if TYPE_CHECKING:
     from mops_fl.data import Corpus
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+"""Prints what it is given as it stands: names, tasks and paths may hold brackets and colons."""
 
 
 class RunFailedError(MopsError):
@@ -70,9 +72,9 @@ def check(config: Config) -> None:
 
 def say_data(corpus: "Corpus") -> None:
     """Print what was read and how it was understood."""
-    console.print(f"data: {corpus.source}", markup=False)
+    console.print(f"data: {corpus.source}")
     for warning in corpus.warnings:
-        console.print(f"warning: {warning}", style="bold yellow", markup=False)
+        console.print(f"warning: {warning}", style="bold yellow")
 
 
 def execute(config: Config, resources: Resources) -> Path:
@@ -83,7 +85,7 @@ def execute(config: Config, resources: Resources) -> Path:
         StoppedError: SIGINT or SIGTERM stopped it.
     """
     folder = Path(config.run_dir)
-    console.print(f"[bold]{folder.name}[/bold]  {_summary(config, resources)}")
+    console.print(Text.assemble((folder.name, "bold"), "  ", _summary(config, resources)))
     try:
         with watching(folder, console) as watch:
             outcome = launch(app_folder(), config.flat(), resources, watch)

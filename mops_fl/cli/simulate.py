@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mops_fl.cli import options
+from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
@@ -38,12 +39,20 @@ def simulate(
     check(config)
     folder = execute(config, given)
 
+    with telling("its perplexity cannot be shown", [folder]):
+        console.print(_perplexity(folder))
+    console.print(str(folder))
+    with telling("it has no figure (flower.log says why)", [folder]):
+        console.print(str((folder / "perplexity.png").resolve(strict=True)))
+
+
+def _perplexity(folder: Path) -> str:
     from mops_fl.run.results import Run
 
-    perplexity = Run.read(folder).perplexity()
-    console.print(
-        f"perplexity {perplexity.iloc[0]:.2f} before training, {perplexity.iloc[-1]:.2f} after "
-        f"round {perplexity.index[-1]}\n{folder}\n{folder / 'perplexity.png'}"
+    curve = Run.read(folder).perplexity()
+    return (
+        f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
+        f"round {curve.index[-1]}"
     )
 
 

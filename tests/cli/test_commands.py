@@ -1,16 +1,19 @@
 """The command line without Flower: options, precedence, refusals, and the reading commands."""
 
+import json
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from synthetic import write_run
+from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
-from mops_fl.errors import ConfigError
+from mops_fl.cli.simulate import _resumed
+from mops_fl.errors import ConfigError, RunError
 
 COMMAND = Path(sys.executable).with_name("mops-fl")
 
@@ -144,6 +147,94 @@ def test_show(run, tmp_path):
     assert code == 0
     for text in ("completed", "alpha", "0.5", "500.00", "sort", "local steps"):
         assert text in out
+
+
+def test_show_takes_every_label_as_it_stands(run, tmp_path):
+    write_run(tmp_path / "[b]one", tasks=LABELS)
+    code, out, err = run("show", "[b]one")
+    assert (code, err) == (0, "")
+    for text in ("[b]one", "None", "1e5", "(empty)", "[bold]", "[/x]", "$x_2$", ":smile:", "a b"):
+        assert f" {text} " in out
+    assert "\x1b" not in out
+
+
+def test_show_a_run_without_a_gate_whose_tasks_look_like_nothing(run, tmp_path):
+    write_run(tmp_path / "one", method="fedprompt", tasks=("None", "NA"))
+    code, out, _ = run("show", "one")
+    assert code == 0
+    assert "None" in out
+
+
+def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
+    rows = [(0, "all", 1.0, 1, 77.0), (0, "b", 1.0, 1, 66.0), (4, "all", 1.0, 1, 55.0)]
+    write_table(write_run(tmp_path / "one") / "rounds.csv", [*rows, (4, "a", 1.0, 1, 44.0)])
+    _, out, _ = run("show", "one")
+    lines = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["b", "66.00"] in lines
+    assert ["a", "44.00"] in lines
+    assert next(line for line in out.splitlines() if "│ a " in line).index("44.00") > 20
+
+
+def test_show_a_folder_of_a_version_without_evaluations(run, tmp_path):
+    (write_run(tmp_path / "one") / "evaluations.csv").unlink()
+    code, out, _ = run("show", "one")
+    assert code == 0
+    assert "local steps" in out
+
+
+def broken(*_arguments, **_options):
+    raise KeyError("count")
+
+
+def executed(monkeypatch, command: str) -> list:
+    """Let `command` find its runs completed, without running them; the configurations checked."""
+    checked: list = []
+    module = import_module(f"mops_fl.cli.{command}")
+    monkeypatch.setattr(module, "check", checked.append)
+    run_of = lambda config, _: write_run(Path(config.run_dir), method=config.method)  # noqa: E731
+    monkeypatch.setattr(module, "execute", run_of)
+    return checked
+
+
+@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_table", "mops_fl.run.plots.save"])
+def test_what_is_told_of_completed_runs_never_makes_them_failed(run, monkeypatch, tmp_path, fault):
+    executed(monkeypatch, "compare")
+    monkeypatch.setattr(fault, broken)
+    code, out, err = run("compare", "--name", "x")
+    assert code == 0
+    assert err.count("mops-fl: completed, but ") == err.count("'count'") >= 1
+    for name in ("mops-x", "fedprompt-x"):
+        assert str(tmp_path / "runs" / name) in out
+        assert str(tmp_path / "runs" / name) in err
+
+
+def test_a_completed_run_without_its_figure_is_completed(run, monkeypatch, tmp_path):
+    executed(monkeypatch, "simulate")
+    code, out, err = run("simulate", "--name", "one")
+    assert code == 0
+    assert f"{tmp_path / 'runs' / 'one'}\n" in out
+    assert "500.00 before training" in out
+    assert "mops-fl: completed, but it has no figure" in err
+    monkeypatch.setattr("mops_fl.run.results.read_table", broken)
+    code, out, err = run("simulate", "--name", "two")
+    assert code == 0
+    assert f"{tmp_path / 'runs' / 'two'}\n" in out
+    assert "its perplexity cannot be shown: 'count'" in err
+
+
+def test_compare_checks_every_configuration_before_the_first_run(run, monkeypatch):
+    checked = executed(monkeypatch, "compare")
+    assert run("compare", "--name", "x")[0] == 0
+    assert [config.method for config in checked] == ["mops", "fedprompt"]
+
+
+def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
+    folder = write_run(tmp_path / "one")
+    facts = json.loads((folder / "run.json").read_text())
+    with pytest.raises(RunError, match="is completed"):
+        _resumed(folder)
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "failed"}))
+    assert _resumed(folder).resume
 
 
 def test_plot(run, tmp_path):
