@@ -43,6 +43,6 @@ def partition(
     table.add_row("all", *map(str, counts.join(totals).sum()))
     console.print(table)
     tasks = ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks))
-    console.print(f"tasks: {tasks}", markup=False)
+    console.print(f"tasks: {tasks}")
     report.draw(held, out, title)
-    console.print(str(out.resolve()), markup=False)
+    console.print(str(out.resolve()))
