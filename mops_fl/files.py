@@ -165,7 +165,7 @@ def _filling(path: Path) -> Iterator[None]:
         inside = isinstance(name, str | Path) and Path(name).is_relative_to(path.parent)
         if error.errno in _FULL or (inside and error.errno in _FORBIDDEN):
             where = Path(name) if isinstance(name, str | Path) and not inside else path
-            raise _cannot_write(where, error.strerror) from error
+            raise _cannot_write(where, error.strerror or str(error)) from error
         raise
     except Exception as error:
         # libraries in Rust have errors of their own for it
