@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mops_fl.cli.options import with_absolute_paths
+
 
 def compress(
     model: Annotated[
@@ -35,21 +37,20 @@ def compress(
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import load_calibration
     from mops_fl.compression_spec import parse
-    from mops_fl.config import Config
+    from mops_fl.config import Config, Scalar
 
     wanted = parse(compression)
-    config = Config.from_flat(
-        {
-            "model": model,
-            "dtype": dtype,
-            "device": device,
-            "dataset": calibration,
-            "data-path": data_path,
-            "tasks": tasks,
-            "max-length": max_length,
-            "seed": seed,
-        }
-    )
+    values: dict[str, Scalar] = {
+        "model": model,
+        "dtype": dtype,
+        "device": device,
+        "dataset": calibration,
+        "data-path": data_path,
+        "tasks": tasks,
+        "max-length": max_length,
+        "seed": seed,
+    }
+    config = Config.from_flat(with_absolute_paths(values))
     where = resolve_device(device)
     rows = load_calibration(
         config.data, load_tokenizer(config.backbone), samples=samples, seed=seed

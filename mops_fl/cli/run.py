@@ -12,6 +12,7 @@ from rich.text import Text
 from mops_fl.cli.progress import watching
 from mops_fl.config import Config, app_folder
 from mops_fl.errors import MopsError, RunError
+from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
 from mops_fl.flower.launch import launch
 
@@ -42,8 +43,8 @@ def placed(config: Config, runs_dir: Path, name: str) -> Config:
     Raises:
         RunError: the folder exists, or could not be written.
     """
-    folder = (runs_dir / name).expanduser().resolve()
-    if folder.parent != runs_dir.expanduser().resolve():
+    folder = absolute(runs_dir) / name
+    if name in ("", ".", "..") or folder.name != name:
         raise RunError(f"--name {name!r} must be the name of a folder, without slashes")
     if folder.exists():
         raise RunError(

@@ -11,6 +11,7 @@ from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
+from mops_fl.files import absolute
 
 
 def simulate(
@@ -63,4 +64,4 @@ def _resumed(folder: Path) -> Config:
     if run.facts["status"] == "completed":
         raise RunError(f"{folder} is completed: there is nothing to resume")
     config = Config.from_flat(run.facts["config"])
-    return replace(config, run_dir=str(folder.resolve()), resume=True)
+    return replace(config, run_dir=str(absolute(folder)), resume=True)

@@ -83,6 +83,9 @@ def _follow(link: SuperLink, stream: subprocess.Popen, watch: Watch) -> None:
 def _judge(link: SuperLink, run_dir: Path) -> Verdict:
     """The verdict on a run whose log has ended."""
     log, run_id = read_log(link.home.log), link.run_id()
+    facts = _facts(run_dir, since=link.home.run_config.stat().st_mtime)
+    if facts.get("status") == "completed":
+        return Verdict("completed")
     if not link.alive:
         return Verdict("failed", "Flower's SuperLink died while the run went on")
     if run_id is None:

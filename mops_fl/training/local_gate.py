@@ -35,7 +35,7 @@ def keep(gate: Tensors, context: Context, partition: int, assignment: Assignment
     context.state[_GATE] = to_array_record(gate)
     context.state[_ROUND] = ConfigRecord({"server-round": current})
     folder = _folder(assignment.run, partition)
-    with replacing(folder / _name(current)) as file:
+    with replacing(folder / _name(current), private=True) as file:
         save_file({name: np.ascontiguousarray(value) for name, value in gate.items()}, file)
     wanted = {_name(current), _name(assignment.last_trained)}
     for file in folder.glob("round-*.safetensors"):

@@ -12,6 +12,7 @@ from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
+from mops_fl.cli.run import placed
 from mops_fl.cli.simulate import _resumed
 from mops_fl.errors import ConfigError, RunError
 
@@ -76,6 +77,66 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert configure(None, None, ["model=huggyllama/llama-7b"]).backbone.model == (
         "huggyllama/llama-7b"
     )
+
+
+def test_every_path_becomes_absolute_without_following_links(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("blob").touch()
+    Path("x.gguf").symlink_to("blob")
+    file = tmp_path / "some.toml"
+    file.write_text("calibration-path = 'rows.jsonl'\n")
+    values = ["compression=2:4", "calibration=jsonl", "model=x.gguf", "dataset=jsonl"]
+    config = configure(file, None, [*values, "data-path=~/rows/x.jsonl"])
+    assert config.backbone.calibration_path == str(tmp_path / "rows.jsonl")
+    assert config.data.data_path == str(tmp_path / "rows" / "x.jsonl")
+    assert config.backbone.model == str(tmp_path / "x.gguf")
+
+
+def test_a_folder_here_does_not_replace_the_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m").mkdir()
+    assert configure(None, None, None).backbone.model == "smollm2-135m"
+    assert configure(None, None, ["model=smollm2-135m"]).backbone.model == "smollm2-135m"
+    here = str(tmp_path / "smollm2-135m")
+    assert configure(None, None, ["model=./smollm2-135m"]).backbone.model == here
+
+
+def test_a_folder_here_with_the_name_of_a_hub_id_is_taken_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("org/name").mkdir(parents=True)
+    here = tmp_path / "org" / "name"
+    assert configure(None, None, ["model=org/name"]).backbone.model == str(here)
+    assert f"model=org/name is the folder {here}, not a model of the hub" in capsys.readouterr().out
+    configure(None, None, ["model=./org/name"])
+    assert capsys.readouterr().out == ""
+
+
+def test_compress_finds_its_files_from_here(run, tmp_path, monkeypatch):
+    seen = []
+
+    def load(data, *_, **__):
+        seen.append(data.data_path)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("mops_fl.compression.calibration.load_calibration", load)
+    monkeypatch.setattr("mops_fl.base.tokenizer.load_tokenizer", lambda backbone: None)
+    options = ["--model", "m", "--compression", "2:4", "--calibration", "jsonl"]
+    code, _, err = run("compress", *options, "--data-path", "rows.jsonl")
+    assert (code, seen) == (2, [str(tmp_path / "rows.jsonl")]), err
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/"])
+def test_the_name_of_a_run_is_that_of_a_folder(tmp_path, name):
+    with pytest.raises(RunError, match="without slashes"):
+        placed(configure(None, None, None), tmp_path, name)
+
+
+def test_a_run_folder_is_named_through_the_link_that_was_given(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    config = placed(configure(None, None, None), tmp_path / "link", "one")
+    assert config.run_dir == str(tmp_path / "link" / "one")
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,8 @@ def faulty(tmp_path, monkeypatch):
     (app / "pyproject.toml").write_text(text)
 
     def call(fault: str, partitions: str, *arguments: str):
-        monkeypatch.setenv("MOPS_TEST_FAULT", fault)
-        monkeypatch.setenv("MOPS_TEST_FAULTY", partitions)
+        monkeypatch.setenv("MOPS_FL_TEST_FAULT", fault)
+        monkeypatch.setenv("MOPS_FL_TEST_FAULTY", partitions)
         command = [sys.executable, str(HERE / "drive.py"), str(app)]
         return mops_fl(tmp_path, "simulate", *arguments, "--name=run", command=command)
 
