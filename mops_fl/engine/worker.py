@@ -9,9 +9,8 @@ from flwr.app import Context, Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 
 from mops_fl.config import Config
-from mops_fl.engine.tasks import Answer, Served, Task
+from mops_fl.engine.tasks import Answer, NotStartedError, Served, Task, reason_of
 from mops_fl.engine.together import together
-from mops_fl.errors import MopsError
 from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import PRETRAINED
@@ -36,8 +35,10 @@ class CohortWorker:
         """Answer tasks of one message type; a client that fails gets an error reply.
 
         Raises:
+            NotStartedError: the backbone or the data cannot be loaded here, for any client.
             torch.AcceleratorError: the device is lost to this process.
         """
+        self._load()
         kind = tasks[0].message.metadata.message_type
         if kind == MessageType.TRAIN:
             outcomes = self._batched(tasks, messages.training_work, self._train)
@@ -48,6 +49,12 @@ class CohortWorker:
         else:
             answers = [_answer(task, self._queried, kind) for task in tasks]
         return Served(answers, self._trainer.take_warnings())
+
+    def _load(self) -> None:
+        try:
+            _ = self._trainer.backbone, self._trainer.tokenised
+        except Exception as error:
+            raise NotStartedError(reason_of(error)) from error
 
     def _batched(
         self,
@@ -118,9 +125,6 @@ def _answer(task: Task, reply: Callable[[Task, Any], Message], outcome: Any) -> 
     if not isinstance(outcome, Exception):
         outcome = _attempt(reply, task, outcome)
     if isinstance(outcome, Exception):
-        reason = str(outcome)
-        if not isinstance(outcome, MopsError):
-            reason = f"{type(outcome).__name__}: {reason}"
-        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason_of(outcome))
         outcome = Message(error, reply_to=task.message)
     return Answer(outcome, task.context.state)
