@@ -13,7 +13,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
-from mops_fl.engine import engine_grid
+from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
@@ -62,7 +62,9 @@ def main(grid: Grid, context: Context) -> None:
     log(logging.INFO, "run folder: %s", path)
     recorder = Recorder(config, folder, folder.last_round())
     try:
-        grid = WatchedGrid(engine_grid(config, grid), recorder.on_replies)
+        engine, placement = start_engine(config, grid)
+        folder.update(**placement.facts)
+        grid = WatchedGrid(engine, recorder.on_replies)
         _run(config, folder, recorder, grid)
     except BaseException as error:
         reason = str(error) or type(error).__name__

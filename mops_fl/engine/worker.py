@@ -9,9 +9,8 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
 from mops_fl.config import Config
-from mops_fl.engine.tasks import Answer, Served, Task
+from mops_fl.engine.tasks import Answer, NotStartedError, Served, Task, reason_of
 from mops_fl.engine.together import together
-from mops_fl.errors import MopsError
 from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
 
@@ -35,10 +34,18 @@ class CohortWorker:
         """Answer tasks of one message type; a client that fails gets an error reply.
 
         Raises:
+            NotStartedError: the backbone or the data cannot be loaded here, for any client.
             torch.AcceleratorError: the device is lost to this process.
         """
+        self._load()
         answers = [_answer(task, outcome) for task, outcome in self._outcomes(tasks)]
         return Served(answers, self._trainer.take_warnings())
+
+    def _load(self) -> None:
+        try:
+            _ = self._trainer.backbone, self._trainer.tokenised
+        except Exception as error:
+            raise NotStartedError(reason_of(error)) from error
 
     def _outcomes(self, tasks: Sequence[Task]) -> list[tuple[Task, Any]]:
         """Each task with what it replies, or with the exception that stands in its place."""
@@ -80,8 +87,5 @@ def _attempt(function: Callable, *arguments: Any) -> Any:
 
 def _answer(task: Task, outcome: Any) -> Answer:
     if isinstance(outcome, Exception):
-        reason = str(outcome)
-        if not isinstance(outcome, MopsError):
-            reason = f"{type(outcome).__name__}: {reason}"
-        outcome = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+        outcome = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason_of(outcome))
     return Answer(Message(outcome, reply_to=task.message), task.context.state)

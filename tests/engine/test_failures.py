@@ -7,6 +7,7 @@ import pytest
 import torch
 from tasks import assert_close, configured, task, tensors_of, values
 
+from mops_fl.engine.tasks import NotStartedError
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
@@ -39,6 +40,19 @@ class TestFailures:
         del tasks[1].message.content[CONFIG]
         answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
         self.check(config, answers, 1, "a train message: records")
+
+    @pytest.mark.parametrize("part", ["backbone", "tokenised"])
+    @pytest.mark.parametrize("kind", ["train", "evaluate", "query.describe", "query.pretrain"])
+    def test_what_cannot_be_loaded_is_the_workers_failure(self, config, monkeypatch, part, kind):
+        def load(_trainer):
+            calls.append(part)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        calls: list[str] = []
+        monkeypatch.setattr(Trainer, part, property(load))
+        with pytest.raises(NotStartedError, match="OutOfMemoryError: CUDA out of memory"):
+            CohortWorker(config, "cpu", 1).serve([task(p, values(config), kind) for p in range(4)])
+        assert len(calls) == 1
 
     def test_no_data(self, config, monkeypatch):
         whole = Trainer._local_data
