@@ -60,7 +60,7 @@ def check(config: Config) -> None:
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
         shares(corpus, config.data, config.partition, config.seed)
-        check_backbone(config.backbone, config.prompts)
+        check_backbone(config.backbone, config.prompts, config.data.max_length)
 
 
 def execute(config: Config, resources: Resources) -> Path:
