@@ -25,7 +25,7 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
         RunError: there is not enough disk.
     """
     with _alone(source) as (place, gguf_file):
-        loaded = _without_origin(load_llama(place, dtype, gguf_file=gguf_file))
+        loaded = _without_origin(load_llama(place, dtype, gguf_file=gguf_file, model=model))
         check_disk(folder, size_in_memory(loaded), "the converted model")
         if gguf_file:
             tokenizer = _tokenizer(model, place, gguf_file, loaded.config)

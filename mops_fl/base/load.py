@@ -15,7 +15,7 @@ from mops_fl.errors import ModelError, RunError
 
 
 def load_llama(
-    folder: Path, dtype: str = "auto", *, gguf_file: str | None = None
+    folder: Path, dtype: str = "auto", *, gguf_file: str | None = None, model: str = ""
 ) -> LlamaForCausalLM:
     """A LLaMA on the CPU with every weight from its files, and no other weight in them.
 
@@ -23,15 +23,16 @@ def load_llama(
         folder: of the model.
         dtype: the name of torch's type; as the weights are stored by default.
         gguf_file: name of a file in `folder` that holds the model.
+        model: what its user calls it, for messages; the folder by default.
 
     Raises:
         ModelError: it cannot be read, or a tensor is missing, unexpected or of another shape.
     """
     logging.disable_progress_bar()
-    place = folder / (gguf_file or "")
+    named = f"model={model or str(folder)!r}"
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, local_files_only=True)
-        check_llama(str(place), config.model_type)
+        check_llama(model or str(folder), config.model_type)
         loaded: Any = LlamaForCausalLM.from_pretrained(
             folder,
             config=_usable(config),
@@ -45,15 +46,17 @@ def load_llama(
         raise
     except Exception as error:  # readers of damaged files raise whatever comes
         reason = str(error).strip() or repr(error)
-        raise ModelError(f"model={str(place)!r} cannot be read: {reason}") from error
-    model, report = loaded
+        raise ModelError(
+            f"{named} cannot be read ({reason}): if its files are damaged, download them anew"
+        ) from error
+    llama, report = loaded
     other = [
         f"{name} ({list(stored)} for {list(wanted)})"
         for name, stored, wanted in report["mismatched_keys"]
     ]
     if fault := tensors_fault(report["missing_keys"], report["unexpected_keys"], other):
-        raise ModelError(f"model={str(place)!r} {fault}")
-    return model
+        raise ModelError(f"{named} {fault}")
+    return llama
 
 
 def _usable(config: LlamaConfig) -> LlamaConfig:

@@ -69,11 +69,13 @@ def read_tokenizer(model: str, folder: Path) -> "PreTrainedTokenizerBase":
 
 def _read(folder: Path) -> "PreTrainedTokenizerBase":
     """A class of transformers may build its tokenizer anew, which must not change an id."""
+    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     file = folder / "tokenizer.json"
     if not file.is_file():
+        SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))  # or says what is wrong
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
     try:

@@ -111,7 +111,7 @@ def test_a_gguf_is_known_by_its_first_bytes(tmp_path):
 @pytest.mark.parametrize("name", ["x.gguf", "sha256-0a1b2c"])
 def test_a_damaged_gguf_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0" + bytes(40))
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=f"model='{tmp_path / name}' cannot be read"):
         prepared(backbone_config(tmp_path / name))
 
 

@@ -62,6 +62,13 @@ def test_a_tokenizer_that_is_no_tokenizer_is_refused(folder):
         check_backbone(backbone(folder), CONFIG.prompts, 256)
 
 
+def test_a_tokenizer_model_of_another_kind_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(ModelError, match=r"cannot be read: .*tokenizer\.model"):
+        check_backbone(backbone(folder), CONFIG.prompts, 256)
+
+
 @pytest.mark.parametrize("kind", ["eos_token", "bos_token"])
 def test_a_special_token_beyond_the_vocabulary_is_refused(folder, kind):
     edit(folder / "tokenizer_config.json", **{kind: "[END]"})

@@ -73,7 +73,7 @@ def start(base, log, *, dies):
 def test_a_killed_process_leaves_nothing_and_two_others_make_it_once(base, calibration, tmp_path):
     log = tmp_path / "log"
     killed = start(base, log, dies=True)
-    assert killed.wait(120) == -signal.SIGKILL
+    assert killed.wait(400) == -signal.SIGKILL
     killed.stdout.close()
     folder = tmp_path / "cache" / "compressed"
     left = [path.name for path in folder.iterdir() if path.is_dir()]
@@ -81,7 +81,7 @@ def test_a_killed_process_leaves_nothing_and_two_others_make_it_once(base, calib
     assert not log.exists()
 
     children = [start(base, log, dies=False) for _ in range(2)]
-    answers = [child.communicate(timeout=120)[0].strip().splitlines()[-1] for child in children]
+    answers = [child.communicate(timeout=400)[0].strip().splitlines()[-1] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert answers[0] == answers[1]
     assert log.read_text() == "made\n"
