@@ -182,7 +182,7 @@ def _measure(
     from mops_fl.base.prepare import prepared
     from mops_fl.base.source import digest, find
     from mops_fl.base.tokenizer import load_tokenizer
-    from mops_fl.compression.artifact import read_manifest
+    from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import answer_tally, load_calibration
 
@@ -209,7 +209,7 @@ def _measure(
         folder, sparsity = base, 0.0
         if compression.pruning:
             folder = ensure(base, compression, calibration, device=device)
-            sparsity = read_manifest(folder).sparsity
+            sparsity = verify(folder).sparsity
         tally = answer_tally(_load(folder, compression, device), examples, device)
         gc.collect()
         result = (sparsity, tally.nll, tally.tokens, tally.perplexity)
@@ -233,17 +233,11 @@ def _examples(
 
 def _load(folder: Path, compression: Compression, device: "torch.device") -> "LlamaForCausalLM":
     import torch
-    from transformers import LlamaForCausalLM
-    from transformers.utils import logging
 
-    from mops_fl.compression.artifact import load_compressed
+    from mops_fl.base.load import load_llama
     from mops_fl.compression.quantise import quantise
 
-    logging.disable_progress_bar()
-    if compression.pruning:
-        model = load_compressed(folder)
-    else:
-        model = LlamaForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = load_llama(folder)
     if compression.quantisation:
         return quantise(model, compression.quantisation, device).eval()
     return torch.nn.Module.to(model, device).eval()

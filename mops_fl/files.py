@@ -17,6 +17,8 @@ from mops_fl.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SLACK = 64 * 1024**2
+"""Bytes kept free beside weights, for a tokenizer and a manifest."""
 
 
 def cache_folder() -> Path:
@@ -73,6 +75,27 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file, or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_disk(target: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        target: what will be written; it need not exist.
+        needed: bytes of its weights.
+        what: names it in the message.
+
+    Raises:
+        RunError: there is not enough disk.
+    """
+    there = next(folder for folder in target.absolute().parents if folder.is_dir())
+    free, needed = shutil.disk_usage(there).free, needed + _SLACK
+    if free < needed:
+        raise RunError(
+            f"not enough disk at {there}: {free / 1e9:.1f} GB are free and {what} needs "
+            f"{needed / 1e9:.1f} GB: free some, or put it elsewhere with MOPS_FL_CACHE (with "
+            "`mops-fl compress`, --out)"
+        )
 
 
 @dataclass

@@ -68,7 +68,7 @@ def check(config: Config) -> None:
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
         say_data(corpus)
         shares(corpus, config.data, config.partition, config.seed)
-        check_backbone(config.backbone, config.prompts)
+        check_backbone(config.backbone, config.prompts, config.data.max_length)
 
 
 def say_data(corpus: "Corpus") -> None:

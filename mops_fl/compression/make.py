@@ -14,10 +14,12 @@ import torch
 from compressed_tensors.offload import remove_dispatch, set_onload_device
 from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoTokenizer, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import LlamaForCausalLM
 
-from mops_fl.base.source import Source, digest
+from mops_fl.base.identity import digest
+from mops_fl.base.load import load_llama
+from mops_fl.base.source import Source
+from mops_fl.base.tokenizer import read_tokenizer
 from mops_fl.compression.artifact import verify, write_weights
 from mops_fl.compression.calibration import Calibration, CalibrationRow, answer_tally
 from mops_fl.compression.manifest import Manifest, write_manifest
@@ -48,9 +50,7 @@ def make(
     started = time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    model = LlamaForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True).eval()
+    tokenizer, model = read_tokenizer(str(base), base), load_llama(base).eval()
     before = _perplexity(model, calibration, device)
     with _progress(f"pruning {compression}", model) as advance:
         rows = [row.ids for row in calibration.rows]
@@ -63,7 +63,7 @@ def make(
     manifest = Manifest(
         key=key,
         compression=str(compression),
-        base_digest=digest(Source(base.resolve())),
+        base_digest=digest(Source(base)),
         calibration=_described(calibration),
         perplexity={"before": before, "after": after, "tokens": tokens},
         layers=layers,

@@ -1,7 +1,7 @@
 """One client's examples as a train and a test part, and how many of each task it holds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mops_fl.data.examples import Example
@@ -18,6 +18,11 @@ class Share:
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+
+    def without(self, indices: Collection[int]) -> "Share":
+        """The same share less some examples."""
+        parts = (self.train, self.test)
+        return Share(*(tuple(i for i in part if i not in indices) for part in parts))
 
 
 def split(indices: Sequence[int], test_fraction: float, seed: int, client: int) -> Share:

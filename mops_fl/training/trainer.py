@@ -72,15 +72,19 @@ class Trainer:
     def tokenised(self) -> TokenisedCorpus:
         """The corpus as token ids."""
         tokenizer = load_tokenizer(self.config.backbone)
-        return tokenise(self.corpus.examples, tokenizer, self.config.data.max_length)
+        length, known = self.config.data.max_length, self.model_facts.vocab_size
+        return tokenise(self.corpus.examples, tokenizer, length, known)
 
     @cached_property
     def _shares(self) -> list[Share]:
+        """What each client holds, less the examples that the model has no tokens for."""
         config = self.config
         if self._own_data:
             indices = range(len(self.corpus.examples))
-            return [split(list(indices), config.data.test_fraction, config.seed, 0)]
-        return shares(self.corpus, config.data, config.partition, config.seed)
+            whole = [split(list(indices), config.data.test_fraction, config.seed, 0)]
+        else:
+            whole = shares(self.corpus, config.data, config.partition, config.seed)
+        return [share.without(self.tokenised.unknown) for share in whole]
 
     def _share(self, partition: int) -> Share:
         return self._shares[0 if self._own_data else partition]
