@@ -15,7 +15,7 @@ from mops_fl.engine.grid import CohortGrid
 from mops_fl.engine.ray_worker import RayWorker, find_slots
 from mops_fl.wire.records import ARRAYS, CONFIG, ROUND, to_array_record
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 class Outer(Grid):
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_costs_one_shard_and_comes_back(tiny_llama, cluster):
             Message(content, message_type=MessageType.TRAIN, dst_node_id=node)
             for node in grid.get_node_ids()
         ]
-        replies = grid.send_and_receive(messages, timeout=200)
+        replies = grid.send_and_receive(messages, timeout=800)
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     assert [reply.error.reason for reply in train() if reply.has_error()] == []
