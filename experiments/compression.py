@@ -247,10 +247,10 @@ def _bench_sparse(setting: Setting) -> None:
     """Print whether 2:4 on sparse tensor cores is faster, for every shape of the model."""
     import torch
 
+    from experiments.benchmarks.sparse_product import time_product
     from mops_fl.base.device import resolve_device
     from mops_fl.base.prepare import prepared
     from mops_fl.base.source import llama_config
-    from mops_fl.compression.sparse24 import time_product
 
     backbone = Config.from_flat({"model": setting.model, "dtype": setting.dtype}).backbone
     config = llama_config(setting.model, prepared(backbone))

@@ -19,13 +19,18 @@ VALUES = {
 
 def simulate(folder: Path, name: str, values: dict, workers: int = 2) -> Path:
     """Run one to its end below `folder`; its run folder."""
-    arguments = [f"-c{key}={value}" for key, value in {**VALUES, **values}.items()]
+    return run(folder, name, {**VALUES, **values}, f"--workers={workers}")
+
+
+def run(folder: Path, name: str, values: dict, *options: str) -> Path:
+    """Run one with no values but these."""
+    arguments = [f"-c{key}={value}" for key, value in values.items()]
     done = subprocess.run(
-        [COMMAND, "simulate", *arguments, f"--workers={workers}", f"--name={name}"],
+        [COMMAND, "simulate", *arguments, *options, f"--name={name}"],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

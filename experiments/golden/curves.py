@@ -94,7 +94,7 @@ def run(case: Case, model: Path, folder: Path, *, workers: int = 2, checkout: Pa
         env={**os.environ, "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1600,
         check=False,
     )
     if done.returncode:

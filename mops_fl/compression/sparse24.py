@@ -6,13 +6,11 @@ has no backward pass when it is made from a given mask. It uses the dense weight
 where a gradient is wanted, so that such a layer takes 1.56 times its dense memory.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from transformers import LlamaForCausalLM
 
 from mops_fl.compression.pattern import is_prunable, pattern_fault
@@ -60,7 +58,7 @@ def use_sparse_cores(model: LlamaForCausalLM) -> None:
         ConfigError: the model is not on such a device, or of another type.
         ModelError: a matrix is not 2:4, or of a shape that the sparse cores do not take.
     """
-    _check_device(model.device, model.dtype)
+    check_device(model.device, model.dtype)
     pruned = [
         name.removesuffix(".weight") for name, _ in model.named_parameters() if is_prunable(name)
     ]
@@ -74,48 +72,12 @@ def use_sparse_cores(model: LlamaForCausalLM) -> None:
             raise ModelError(f"{name}: sparse tensor cores do not take it: {error}") from error
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One forward product, dense and sparse, in microseconds."""
-
-    out_features: int
-    in_features: int
-    tokens: int
-    dense: float
-    sparse: float
-
-    @property
-    def speedup(self) -> float:
-        """More than 1 where sparse is faster."""
-        return self.dense / self.sparse
-
-
-def time_product(
-    out_features: int, in_features: int, tokens: int, dtype: torch.dtype, device: torch.device
-) -> Timing:
-    """Time one linear layer with random 2:4 weights, median of about a second.
+def check_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Whether sparse tensor cores can take a product.
 
     Raises:
-        ConfigError: the device or type has no sparse tensor cores.
+        ConfigError: the device or type has none.
     """
-    _check_device(device, dtype)
-    linear = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
-    linear.requires_grad_(False).weight[:, 0::4] = 0
-    linear.weight[:, 1::4] = 0
-    states = torch.randn(tokens, in_features, device=device, dtype=dtype)
-    layers = {"dense": linear, "sparse": SparseLinear(linear)}
-    seconds = {
-        name: Timer("layer(states)", globals={"layer": layer, "states": states})
-        .blocked_autorange(min_run_time=0.5)
-        .median
-        for name, layer in layers.items()
-    }
-    return Timing(
-        out_features, in_features, tokens, seconds["dense"] * 1e6, seconds["sparse"] * 1e6
-    )
-
-
-def _check_device(device: torch.device, dtype: torch.dtype) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise ConfigError(
             f"device={device}: sparse tensor cores need CUDA with compute capability 8.0 or more: "

@@ -6,23 +6,7 @@ tokens. In ``gate-mode = attention`` one set of them therefore serves all rows o
 one sequence without padding (`Packing`). Without a gate this is FedPrompt; without prompts it is
 the plain LLaMA.
 
-What makes a step fast, tried on two cores of an AMD EPYC (Zen 4, shared) with the embedded model in
-bfloat16, forward and backward:
-
-- one packed sequence, and the last layer's MLP for answers only, against prompts and padded rows in
-  two passes: 1.2 times the local steps on rows of 51 tokens, for 1, 5 and 10 clients in one
-  forward; on rows of 200 tokens 1.18 times for one client, nothing for five;
-- the prefix packed as well: batches of 10 Dolly rows (5,000 rows, ``max-length = 256``) were 45 %
-  padding, of `skills` rows 22 %; attention alone still pads;
-- kept prefix states, and clients in one forward: see ``experiments/benchmarks``;
-- `torch.nn.functional.rms_norm` for transformers' norm took 0.8 to 1.15 of its time, an autograd
-  function of our own 0.65 to 1.1 (norms are some 6 % of a step), one for the rotary embedding
-  0.8 to 1.1: not worth their code;
-- thresholds of malloc: a third of the page faults, the same time;
-- `torch.compile` of the MLPs and norms (dynamic shapes, two threads): 1.0 times the steps for one
-  client, 1.1 for 5 and for 10 in one forward, for 38 s of compiling in every worker: not worth it.
-
-CUDA graphs and everything else on a GPU are untried.
+What was tried to make a step fast, with its numbers, stands in ``experiments/LOG.md``.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -54,7 +54,7 @@ def start(folder: Path, *arguments: str, command: list[str] = COMMAND) -> subpro
 
 
 def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -67,7 +67,7 @@ def facts(run: Path) -> dict:
 
 
 def wait_for_round(run: Path, number: int) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 720
     while not (run / "checkpoints" / f"round-{number:03d}.safetensors").exists():
         assert time.monotonic() < deadline, f"round {number} did not end"
         time.sleep(0.05)
@@ -84,7 +84,7 @@ def wait_until_nothing_runs() -> None:
                 return True
         return False
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while running():
         assert time.monotonic() < deadline, "processes were left behind"
         time.sleep(0.2)

@@ -81,7 +81,7 @@ def test_a_killed_process_leaves_nothing_and_two_others_make_it_once(base, calib
     assert not log.exists()
 
     children = [start(base, log, dies=False) for _ in range(2)]
-    answers = [child.communicate(timeout=400)[0].strip().splitlines()[-1] for child in children]
+    answers = [child.communicate(timeout=480)[0].strip().splitlines()[-1] for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert answers[0] == answers[1]
     assert log.read_text() == "made\n"

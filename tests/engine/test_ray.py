@@ -17,7 +17,7 @@ from mops_fl.engine.ray_worker import RayPlace, RayWorker, find_slots
 from mops_fl.engine.slots import Slot
 from mops_fl.wire.records import ARRAYS, CONFIG, from_array_record, to_array_record
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 class Outer(Grid):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.golden.curves import Case, same_bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 METHODS = (("mops", "attention"), ("mops", "hidden"), ("fedprompt", "attention"))
 

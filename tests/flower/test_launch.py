@@ -37,7 +37,7 @@ def start(
 
 
 def outcome(process: subprocess.Popen) -> dict:
-    return json.loads(process.communicate(timeout=120)[0])
+    return json.loads(process.communicate(timeout=480)[0])
 
 
 def facts(run_dir: Path) -> dict:
@@ -58,7 +58,7 @@ def processes() -> dict[int, list[str]]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 480) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -81,7 +81,7 @@ def _nothing_left():
     yield
     while STARTED:
         STARTED.pop().kill()
-    wait_for(lambda: not processes(), seconds=30)
+    wait_for(lambda: not processes(), seconds=120)
 
 
 def test_two_at_once_end_each_with_its_own_truth(tmp_path):
@@ -128,10 +128,10 @@ def test_a_killed_launcher_leaves_no_process_and_a_true_status(tmp_path):
     wait_for_workers()
     process.kill()
     process.communicate()
-    wait_for(lambda: not processes(), seconds=20)
-    wait_for(lambda: facts(tmp_path / "run")["status"] == "failed", seconds=5)
+    wait_for(lambda: not processes(), seconds=80)
+    wait_for(lambda: facts(tmp_path / "run")["status"] == "failed", seconds=20)
     assert facts(tmp_path / "run")["error"] == "mops-fl was killed"
-    wait_for(lambda: not list(homes().iterdir()), seconds=5)
+    wait_for(lambda: not list(homes().iterdir()), seconds=20)
 
 
 def test_a_killed_simulation_is_a_failure(tmp_path):
