@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from mops_fl.activity import doing
 from mops_fl.base.source import Source, check_llama
 from mops_fl.errors import ModelError
 
@@ -23,6 +24,11 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
     Raises:
         ModelError: the model is not a LLaMA, or its weights or tokenizer cannot be read.
     """
+    with doing(f"converting {model} to {dtype}"):
+        _convert(model, source, dtype, folder)
+
+
+def _convert(model: str, source: Source, dtype: str, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         check_llama(model, AutoConfig.from_pretrained(**source.arguments).model_type)

@@ -21,19 +21,25 @@ def prepared(backbone: BackboneConfig) -> Path:
 
     Raises:
         ModelError: the model does not exist, is not a LLaMA, or has no tokenizer.
+        ConfigError: `dtype` is to be that of a device which does not exist.
     """
+    dtype = backbone.dtype
+    if dtype == "auto":
+        from mops_fl.base.dtype import resolve_dtype
+
+        dtype = resolve_dtype(dtype, backbone.device)
     source = find(backbone.model)
     if not source.gguf:
         llama_config(backbone.model, source.path)
         check_tokenizer(backbone.model, source.path)
-        if _is_ready(source.path, backbone.dtype):
+        if _is_ready(source.path, dtype):
             return source.path
-    key = f"{digest(source)[:32]}-{backbone.dtype}-v{_FORMAT}"
+    key = f"{digest(source)[:32]}-{dtype}-v{_FORMAT}"
     with made_once(cache_folder() / "backbones" / key) as made:
         if made.folder is not None:
             from mops_fl.base.convert import convert
 
-            convert(backbone.model, source, backbone.dtype, made.folder)
+            convert(backbone.model, source, dtype, made.folder)
     return made.target
 
 

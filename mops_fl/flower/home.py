@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
@@ -70,6 +71,7 @@ class Home:
             ray_folder = Path(tempfile.mkdtemp(prefix="mops-", dir=os.environ.get("RAY_TMPDIR")))
             home = cls(folder, ray_folder, _free_port())
             home.work.mkdir()
+            home.activity.mkdir()
         except OSError as error:
             raise RunError(
                 f"cannot write {error.filename or parent}: {error.strerror}; "
@@ -81,6 +83,11 @@ class Home:
     def work(self) -> Path:
         """The neutral working directory: Ray's workers would import code that lies there."""
         return self.folder / "work"
+
+    @property
+    def activity(self) -> Path:
+        """Where the processes at work say what they are doing; see `mops_fl.activity`."""
+        return self.folder / "activity"
 
     @property
     def app(self) -> Path:
@@ -133,6 +140,7 @@ class Home:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_USAGE_STATS_ENABLED": "0",
             COMMIT_VARIABLE: commit(),
+            FOLDER_VARIABLE: str(self.activity),
             "RAY_ADDRESS": resources.ray_address or "local",
             # What the shell says would give every client so many threads, and other last bits.
             "OMP_NUM_THREADS": str(resources.cpus_per_client),
