@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from rich.console import Console
 
+from mops_fl.cli.progress import showing
 from mops_fl.compression_spec import Compression, parse
 from mops_fl.config import Config, DataConfig
 from mops_fl.data import Tokenised, load_corpus, tokenise
@@ -86,7 +88,9 @@ def measure(
     ] = False,
 ) -> None:
     """Measure, one row of the CSV at a time; run it again to carry on."""
-    setting = Setting(model, dtype, device, samples, max_length, rows)
+    from mops_fl.base.dtype import resolve_dtype
+
+    setting = Setting(model, resolve_dtype(dtype, device), device, samples, max_length, rows)
     if bench_sparse:
         _bench_sparse(setting)
         return
@@ -208,7 +212,8 @@ def _measure(
             continue
         folder, sparsity = base, 0.0
         if compression.pruning:
-            folder = ensure(base, compression, calibration, device=device)
+            with showing(f"pruning to {compression}", Console(stderr=True)):
+                folder = ensure(base, compression, calibration, device=device)
             sparsity = verify(folder).sparsity
         tally = answer_tally(_load(folder, compression, device), examples, device)
         gc.collect()

@@ -40,8 +40,9 @@ class BackboneConfig:
 
     model: str
     """`smollm2-135m` (embedded), a hub id, a local folder, or a GGUF file."""
-    dtype: str = _choice("float32", "bfloat16", "float16")
-    """Type of the frozen weights and of the activations; trainable tensors are float32 always."""
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16")
+    """Type of the frozen weights and of the activations; trainable tensors are float32 always.
+    `auto` is bfloat16 where the device computes it natively, float32 elsewhere."""
     device: str
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     compression: str
@@ -225,9 +226,10 @@ class Config:
         sparse = backbone.compression in ("none", "2:4") and backbone.dtype != "float32"
         if backbone.sparse_kernels and not (sparse and backbone.device != "cpu"):
             raise ConfigError(
-                "sparse-kernels=true needs a GPU, dtype=float16 or bfloat16, and compression=2:4 "
-                f"(or none, for a model that is 2:4 already), not device={backbone.device}, "
-                f"dtype={backbone.dtype}, compression={backbone.compression}"
+                "sparse-kernels=true needs a GPU, dtype=auto, float16 or bfloat16, and "
+                "compression=2:4 (or none, for a model that is 2:4 already), not "
+                f"device={backbone.device}, dtype={backbone.dtype}, "
+                f"compression={backbone.compression}"
             )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from mops_fl.activity import doing
 from mops_fl.base.identity import tokenizer_files
 from mops_fl.base.load import load_llama, size_in_memory, writing
 from mops_fl.base.source import Source
@@ -24,7 +25,7 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
         ModelError: the model is not a LLaMA, or its weights or tokenizer cannot be read.
         RunError: there is not enough disk.
     """
-    with _alone(source) as (place, gguf_file):
+    with doing(f"converting {model} to {dtype}"), _alone(source) as (place, gguf_file):
         loaded = _without_origin(load_llama(place, dtype, gguf_file=gguf_file, model=model))
         check_disk(folder, size_in_memory(loaded), "the converted model")
         if gguf_file:

@@ -36,20 +36,26 @@ def prepared(backbone: BackboneConfig) -> Path:
     Raises:
         ModelError: the model does not exist, is not a LLaMA, has no tokenizer, or its files are
             not whole, not those of its config.json, quantised already, or hold NaN or infinity.
+        ConfigError: `dtype` is to be that of a device which does not exist.
         RunError: there is not enough disk.
     """
+    dtype = backbone.dtype
+    if dtype == "auto":
+        from mops_fl.base.dtype import resolve_dtype
+
+        dtype = resolve_dtype(dtype, backbone.device)
     source = find(backbone.model)
-    if not source.gguf and _is_ready(_checked(backbone.model, source.path), backbone.dtype):
+    if not source.gguf and _is_ready(_checked(backbone.model, source.path), dtype):
         files = weight_files(source.path)
         once("finite", files, lambda: _finite(files))
         return source.path
     content = f"{digest(source)}{tokenizer_digest(source)}"
-    key = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}-{backbone.dtype}-v{_FORMAT}"
+    key = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}-{dtype}-v{_FORMAT}"
     with made_once(cache_folder() / "backbones" / key) as made:
         if made.folder is not None:
             from mops_fl.base.convert import convert
 
-            convert(backbone.model, source, backbone.dtype, made.folder)
+            convert(backbone.model, source, dtype, made.folder)
             check_finite(weight_files(made.folder))
     return made.target
 

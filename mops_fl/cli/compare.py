@@ -40,9 +40,8 @@ def compare(
     ending = name or f"{configs[0].data.dataset}-{now}"
     configs = [placed(config, runs_dir, f"{config.method}-{ending}") for config in configs]
     given = options.resources(configs[0], cpus_per_client, gpus_per_client, workers, ray_address)
-    for config in configs:
-        check(config)
-    folders = [execute(config, given) for config in configs]
+    dtype = check(configs[0], given)
+    folders = [execute(config, given, dtype) for config in configs]
 
     figure = out or runs_dir / f"compare-{ending}.png"
     with telling("their perplexity cannot be shown", folders):

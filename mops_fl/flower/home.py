@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
 from mops_fl.files import absolute, cache_folder
@@ -83,6 +84,7 @@ class Home:
             parent.mkdir(parents=True, exist_ok=True)
             home = cls(Path(tempfile.mkdtemp(dir=parent)), ray_folder, _free_port())
             home.work.mkdir()
+            home.activity.mkdir()
         except OSError as error:
             shutil.rmtree(ray_folder, ignore_errors=True)
             raise RunError(
@@ -95,6 +97,11 @@ class Home:
     def work(self) -> Path:
         """The neutral working directory: Ray's workers would import code that lies there."""
         return self.folder / "work"
+
+    @property
+    def activity(self) -> Path:
+        """Where the processes at work say what they are doing; see `mops_fl.activity`."""
+        return self.folder / "activity"
 
     @property
     def app(self) -> Path:
@@ -143,6 +150,7 @@ class Home:
             "FLWR_HOME": str(self.folder),
             "MOPS_FL_CACHE": str(cache_folder()),
             COMMIT_VARIABLE: commit(),
+            FOLDER_VARIABLE: str(self.activity),
             "RAY_ADDRESS": resources.ray_address or "local",
             "RAY_TMPDIR": str(self.ray_folder),
             "OMP_NUM_THREADS": str(resources.cpus_per_client),

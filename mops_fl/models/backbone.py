@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from mops_fl.base.device import resolve_device
+from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.load import load_llama
 from mops_fl.config import BackboneConfig
 from mops_fl.models.attention import NAME
@@ -79,7 +80,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         ConfigError: the device does not exist.
     """
     device = resolve_device(config.device)
-    model = load_llama(ensure_weights(config), config.dtype)
+    dtype = resolve_dtype(config.dtype, config.device)
+    model = load_llama(ensure_weights(config), dtype)
     if config.spec.quantisation:
         from mops_fl.compression.quantise import quantise
 

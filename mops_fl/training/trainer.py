@@ -10,7 +10,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mops_fl.activity import doing
 from mops_fl.base.device import resolve_device
+from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.data import (
@@ -55,6 +57,12 @@ class Trainer:
     def backbone(self) -> Backbone:
         """The frozen LLaMA."""
         return load_backbone(self.config.backbone)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the backbone, whatever `dtype` leaves open."""
+        backbone = self.config.backbone
+        return resolve_dtype(backbone.dtype, backbone.device)
 
     @cached_property
     def model_facts(self) -> ModelFacts:
@@ -173,13 +181,11 @@ class Trainer:
         Raises:
             DataError: a client has no training examples.
         """
-        return train(
-            self.mixture(frozen),
-            tensors,
-            [self._local_data(partition, server_round) for partition in partitions],
-            self.config.train,
-            train_gate=self.config.prompts.gate_sync != "frozen",
-        )
+        mixture, config = self.mixture(frozen), self.config.train
+        data = [self._local_data(partition, server_round) for partition in partitions]
+        gate = self.config.prompts.gate_sync != "frozen"
+        with doing("steps", of=config.local_steps, clients=len(partitions)) as on_step:
+            return train(mixture, tensors, data, config, train_gate=gate, on_step=on_step)
 
     def _local_data(self, partition: int, server_round: int) -> LocalData:
         config = self.config
@@ -206,7 +212,9 @@ class Trainer:
         clients = tensors[:1] if all(_same(own, tensors[0]) for own in tensors) else tensors
         trainable = Trainable(clients, self.backbone.device)
         held_out = [self._held_out(partition) for partition in partitions]
-        return evaluate_clients(self.mixture(frozen), trainable, held_out)
+        mixture, examples = self.mixture(frozen), sum(map(len, held_out))
+        with doing("examples", of=examples, clients=len(partitions)) as on_step:
+            return evaluate_clients(mixture, trainable, held_out, on_step)
 
     def _held_out(self, partition: int) -> list[Tokenised]:
         config = self.config
@@ -231,13 +239,15 @@ class Trainer:
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
         if layout.pretrain_prompt_steps:
-            frozen = pretrain_prompt(
-                self.backbone, layout, config.train, examples, start, config.seed
-            )
+            backbone = self.backbone
+            with doing("steps of the prompt", of=layout.pretrain_prompt_steps) as on_step:
+                frozen = pretrain_prompt(
+                    backbone, layout, config.train, examples, start, config.seed, on_step
+                )
         if GATE[0] in tensors and layout.pretrain_gate_steps:
-            tensors = pretrain_gate(
-                self.mixture(frozen), tensors, examples, self.corpus.tasks, config.seed
-            )
+            mixture, tasks = self.mixture(frozen), self.corpus.tasks
+            with doing("steps of the gate", of=layout.pretrain_gate_steps) as on_step:
+                tensors = pretrain_gate(mixture, tensors, examples, tasks, config.seed, on_step)
         return {**tensors, **frozen}
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
-from mops_fl.cli.run import placed
+from mops_fl.cli.run import Native, ask_torch, check, placed
 from mops_fl.cli.simulate import _resumed
+from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
+from mops_fl.flower.home import Resources
 
 COMMAND = Path(sys.executable).with_name("mops-fl")
 
@@ -52,6 +55,55 @@ def test_the_launcher_and_what_flower_loads_import_no_torch():
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_launcher_asks_torch_without_loading_it(monkeypatch):
+    """For a processor without bfloat16, whichever this one is."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    code = (
+        "import sys\n"
+        "from mops_fl.cli.run import Resources, ask_torch\n"
+        "from mops_fl.config import Config\n"
+        "for dtype in ('auto', 'bfloat16'):\n"
+        "    config = Config.from_flat({'device': 'cpu', 'dtype': dtype})\n"
+        "    print(ask_torch(config, Resources(100, 1, 0.0, 2)))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "Native(dtype='float32', emulated=False)",
+        "Native(dtype='bfloat16', emulated=True)",
+    ]
+
+
+def test_a_device_that_is_not_there_is_found_before_flower_starts():
+    config = Config.from_flat({"device": "cuda:99"})
+    with pytest.raises(ConfigError, match="device='cuda:99'"):
+        ask_torch(config, ONE_MACHINE)
+
+
+ONE_MACHINE = Resources(clients=6, cpus_per_client=1, gpus_per_client=0.0, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "resources", "chosen", "warned"),
+    [
+        ("auto", Native("float32", False), ONE_MACHINE, "float32", False),
+        ("auto", Native("bfloat16", False), ONE_MACHINE, "bfloat16", False),
+        ("bfloat16", Native("bfloat16", True), ONE_MACHINE, "bfloat16", True),
+        ("auto", Native("float32", False), replace(ONE_MACHINE, ray_address="x:1"), "auto", False),
+    ],
+)
+def test_the_type_is_said_and_an_emulated_one_warned_of(
+    tiny_llama, monkeypatch, capsys, asked, answer, resources, chosen, warned
+):
+    monkeypatch.setattr("mops_fl.cli.run.ask_torch", lambda *_: answer)
+    flat = {"num-clients": 6, "active-clients": 2, "num-samples": 120}
+    config = Config.from_flat({**flat, "model": str(tiny_llama), "dtype": asked})
+    assert check(config, resources) == chosen
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == warned
+    assert all("dtype=bfloat16 is emulated here" in line for line in lines)
 
 
 def test_precedence(tmp_path):

@@ -24,7 +24,12 @@ def embedded_cache(tmp_path_factory):
 def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, text, at_most):
     monkeypatch.setenv("MOPS_FL_CACHE", str(embedded_cache))
     config = Config.from_flat(
-        {"dataset": "dolly", "data-path": str(real_data / "dolly-12k.jsonl"), "max-length": 128}
+        {
+            "dtype": "float32",
+            "dataset": "dolly",
+            "data-path": str(real_data / "dolly-12k.jsonl"),
+            "max-length": 128,
+        }
     )
     tokenizer = load_tokenizer(config.backbone)
     calibration = load_calibration(config.data, tokenizer, samples=16, seed=0)

@@ -33,6 +33,7 @@ FLAT = {
     "active-clients": 4,
     "alpha": 0.3,
     "device": "cpu",
+    "dtype": "float32",
 }
 
 

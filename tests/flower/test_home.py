@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
+from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Config, app_folder
 from mops_fl.errors import RunError
 from mops_fl.flower import home as home_module
@@ -55,6 +56,13 @@ def test_flower_reads_the_configuration_back(home):
     assert tomllib.loads(home.run_config.read_text(encoding="utf-8")) == flat
     connection = tomllib.loads((home.folder / "config.toml").read_text())["superlink"]
     assert connection[connection["default"]]["address"] == f"127.0.0.1:{home.port}"
+
+
+def test_every_process_is_told_where_to_say_what_it_does(home):
+    resources = Resources(clients=2, cpus_per_client=1, gpus_per_client=0, workers=1)
+    assert home.environment(resources)[FOLDER_VARIABLE] == str(home.activity)
+    assert home.activity.is_dir()
+    assert home.activity.parent == home.folder
 
 
 def test_two_homes_share_nothing(home):

@@ -136,7 +136,7 @@ def test_another_error_is_not_want_of_memory(tmp_path):
 def test_the_weights_stay_pages_of_the_file_that_processes_share(tmp_path):
     """What training and evaluation would copy, every worker process would hold for itself."""
     folder = save_tiny_llama(tmp_path, hidden_size=WIDTH, num_hidden_layers=5)
-    config = Config.from_flat({"model": str(folder), "local-steps": 2})
+    config = Config.from_flat({"model": str(folder), "dtype": "float32", "local-steps": 2})
     mixture = Mixture(load_backbone(config.backbone), LAYOUT, 1, None)
     data = LocalData(rows((20, 6), (40, 30)), (0, 1))
     train(mixture, [initial_tensors(LAYOUT, WIDTH, 0, True)], [data], config.train)
