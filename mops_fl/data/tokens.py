@@ -46,6 +46,12 @@ class TokenisedCorpus:
     unknown: frozenset[int]
     """Indices of examples with a token that the model does not have; not to be used."""
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many examples are not to be used, by reason."""
+        reason = "a token that the model does not have"
+        return {reason: len(self.unknown)} if self.unknown else {}
+
 
 def tokenise(
     examples: Sequence[Example],

@@ -119,11 +119,11 @@ class Trainer:
             model_digest=facts.digest,
             tokenizer_digest=facts.tokenizer_digest,
             data_digest=self.corpus.digest,
-            skipped=self.corpus.skipped,
+            skipped={**self.corpus.skipped, **tokenised.skipped},
             cut_questions=tokenised.cut_questions,
             cut_answers=tokenised.cut_answers,
             device=str(resolve_device(self.config.backbone.device)),
-            dtype=self.config.backbone.dtype,
+            dtype=self.dtype,
         )
 
     def mixture(self, frozen: Tensors) -> Mixture:
