@@ -157,14 +157,15 @@ class PromptFedAvg(FedAvg):
         valid, failures = self._sift(replies, current, "evaluate", self._read_evaluation)
         for partition, reply in valid.items():
             self._tokens[partition] = {task: t.tokens for task, t in reply.tallies.items()}
-        tallies = merge(reply.tallies for reply in valid.values())
+        own = {partition: reply.tallies for partition, reply in valid.items()}
+        tallies = merge(own.values())
         gates: dict[str, GateSum] = {}
         for reply in valid.values():
             for task, gate in reply.gate.items():
                 gates[task] = gates[task] + gate if task in gates else gate
         ordered = dict(sorted(gates.items()))
         self.observer.on_evaluate(
-            EvaluateRound(current, tallies, ordered, len(valid), failures, bytes_down)
+            EvaluateRound(current, tallies, ordered, own, failures, bytes_down)
         )
         overall = total(tallies)
         return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})

@@ -35,7 +35,8 @@ def write_run(
     write_table(folder / "rounds.csv", _perplexities(rounds, start, end, tasks))
     training = ((k, 10, 0, 50, 300.0 - k, 100, 3.5, 1000, 2000) for k in range(1, rounds + 1))
     write_table(folder / "train.csv", training)
-    write_table(folder / "evaluations.csv", ((k, 9, 1, 200, 2.5, 70) for k in range(rounds + 1)))
+    write_table(folder / "evaluation.csv", _of_clients(rounds, start, end, tasks))
+    write_table(folder / "evaluate.csv", ((k, 9, 1, 200, 2.5, 70) for k in range(rounds + 1)))
     if method == "mops":
         gate = ((k, t, e, 0.5) for k in range(rounds + 1) for t in tasks for e in range(2))
         write_table(folder / "gate.csv", gate)
@@ -46,6 +47,13 @@ def write_table(path: Path, rows: Iterable[tuple]) -> None:
     """One of the tables of a run folder."""
     text = "".join(map(csv_line, [tuple(COLUMNS[path.name]), *rows]))
     path.write_text(text, encoding="utf-8", newline="")
+
+
+def _of_clients(rounds: int, start: float, end: float, tasks: Sequence[str]) -> Iterable[tuple]:
+    """Two clients, one a tenth below and one a tenth above the mean loss."""
+    for number, task, nll, tokens, _ in _perplexities(rounds, start, end, tasks):
+        if tokens == 100:
+            yield from ((number, p, task, nll / 2 * (0.9 + 0.2 * p), 50) for p in range(2))
 
 
 def _perplexities(rounds: int, start: float, end: float, tasks: Sequence[str]) -> Iterable[tuple]:

@@ -40,7 +40,7 @@ def compare(
     ending = name or f"{configs[0].data.dataset}-{now}"
     configs = [placed(config, runs_dir, f"{config.method}-{ending}") for config in configs]
     given = options.resources(configs[0], cpus_per_client, gpus_per_client, workers, ray_address)
-    dtype = check(configs[0], given)
+    dtype = check(configs, given)
     folders = [execute(config, given, dtype) for config in configs]
 
     figure = out or runs_dir / f"compare-{ending}.png"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,8 +66,12 @@ class Native:
     emulated: bool
 
 
-def check(config: Config, resources: Resources) -> str:
+def check(configs: Sequence[Config], resources: Resources) -> str:
     """Find what is wrong with the data, the partition or the model before Flower starts.
+
+    Args:
+        configs: the same but for their methods.
+        resources: what Ray may use.
 
     Returns:
         The type that the clients compute in; ``auto`` where a Ray cluster's machines decide.
@@ -74,6 +79,7 @@ def check(config: Config, resources: Resources) -> str:
     Raises:
         MopsError: something is.
     """
+    config = configs[0]
     with showing("checking data and model", console):
         from mops_fl.data import load_corpus
         from mops_fl.models.weights import check_backbone
@@ -83,8 +89,9 @@ def check(config: Config, resources: Resources) -> str:
         say_data(corpus)
         shares(corpus, config.data, config.partition, config.seed)
         native = ask_torch(config, resources)
-        backbone = replace(config.backbone, dtype=native.dtype)
-        check_backbone(backbone, config.prompts, config.data.max_length)
+        for each in configs:
+            backbone = replace(each.backbone, dtype=native.dtype)
+            check_backbone(backbone, each.prompts, each.data.max_length)
     if resources.ray_address:
         return config.backbone.dtype
     if native.emulated:

@@ -37,7 +37,7 @@ def simulate(
             raise ConfigError("--resume takes the run's own configuration: give no other values")
         config = _resumed(resume)
     given = options.resources(config, cpus_per_client, gpus_per_client, workers, ray_address)
-    dtype = check(config, given)
+    dtype = check([config], given)
     folder = execute(config, given, dtype)
 
     with telling("its perplexity cannot be shown", [folder]):

@@ -29,7 +29,10 @@ COLUMNS: dict[str, dict[str, Kind]] = {
         **{"round": int, "clients": int, "failures": int, "steps": int, "nll": float},
         **{"tokens": int, "seconds": float, "bytes_up": int, "bytes_down": int},
     },
-    "evaluations.csv": {
+    "evaluation.csv": {
+        **{"round": int, "partition": int, "task": str, "nll": float, "tokens": int},
+    },
+    "evaluate.csv": {
         **{"round": int, "clients": int, "failures": int, "tokens": int},
         **{"seconds": float, "bytes_down": int},
     },
@@ -166,7 +169,7 @@ class RunFolder:
         """Seconds and bytes of pretraining, training and evaluation."""
         totals = {"seconds": 0.0, "bytes_up": 0, "bytes_down": 0}
         totals |= self.facts.get("pretraining", {})
-        for name in ("train.csv", "evaluations.csv"):
+        for name in ("train.csv", "evaluate.csv"):
             for row in self._rows.get(name, []):
                 cells = dict(zip(COLUMNS[name], row, strict=True))
                 for key in totals.keys() & cells.keys():

@@ -27,6 +27,9 @@ LOG_FROM = 4.0
 def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) -> None:
     """Draw the perplexity per round of one or more run folders, overlaid.
 
+    Bars are one standard error of the mean loss over clients (`Run.standard_error`): what another
+    draw of clients would change. They say nothing of other seeds.
+
     With `per_task` there is one panel for each task, all on the same axes.
 
     Raises:
@@ -58,7 +61,7 @@ def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) 
     _scale(panels[0], [run.perplexity(task) for run in read for task in tasks])
     if not per_task:
         _label_ends(panels[0], [run.perplexity() for run in read])
-    figure.supxlabel("round", fontsize=10)
+    figure.supxlabel(f"round\n{_what_bars_are(read)}".strip(), fontsize=9)
     beside = 0.5 * height / (height + legend)
     figure.supylabel("perplexity on answer tokens", fontsize=10, y=beside)
     labels = [plain(run.label, limit=int(10 * width)) for run in read]
@@ -106,9 +109,13 @@ def gate_figure(run: Path, path: Path) -> None:
 def _draw_curves(panel: Axes, runs: Sequence[Run], task: str | None) -> None:
     for index, run in enumerate(runs):
         series = run.perplexity(task)
-        panel.plot(
+        spread = np.exp(run.standard_error(task).reindex(series.index).to_numpy(float))
+        panel.errorbar(
             series.index,
             series,
+            # a band of the loss, drawn where the perplexity is
+            yerr=(series - series / spread, series * spread - series),
+            elinewidth=1.0,
             color=COLOURS[index % len(COLOURS)],
             marker=MARKERS[index % len(MARKERS)],
             markersize=3.5,
@@ -121,6 +128,18 @@ def _draw_curves(panel: Axes, runs: Sequence[Run], task: str | None) -> None:
     panel.margins(x=0.03)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     panel.tick_params(labelsize=9)
+
+
+def _what_bars_are(runs: Sequence[Run]) -> str:
+    """A line that says what error bars show, and how much the runs were evaluated on."""
+    if all(run.evaluation.empty for run in runs):
+        return ""
+    text = "bars: ± 1 standard error over clients"
+    held_out = {run.held_out for run in runs}
+    if len(held_out) == 1:
+        ((clients, rows),) = held_out
+        text += f"; {rows:,} held-out rows of {clients:,} clients"
+    return text
 
 
 def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:

@@ -71,10 +71,19 @@ class Recorder:
         tasks = [task for task in order if task in result.tallies]
         self._perplexity = overall.perplexity
         row = (
-            *(result.server_round, result.clients, len(result.failures), overall.tokens),
+            *(result.server_round, len(result.clients), len(result.failures), overall.tokens),
             *(round(seconds, 3), result.bytes_down),
         )
-        self._folder.add_rows("evaluations.csv", [row])
+        self._folder.add_rows("evaluate.csv", [row])
+        self._folder.add_rows(
+            "evaluation.csv",
+            (
+                (result.server_round, partition, task, own[task].nll, own[task].tokens)
+                for partition, own in result.clients.items()
+                for task in tasks
+                if task in own
+            ),
+        )
         self._folder.add_rows(
             "rounds.csv",
             (

@@ -1,5 +1,6 @@
 """Reading run folders: what the plots, tables and comparisons stand on. Nothing here writes."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +83,39 @@ class Run:
         """Replies, time and bytes per evaluated round; empty in a folder of an older version.
 
         Raises:
-            RunError: `evaluations.csv` is malformed.
+            RunError: `evaluate.csv` is malformed.
         """
-        if not (self.folder / "evaluations.csv").is_file():
-            return pd.DataFrame(columns=[*COLUMNS["evaluations.csv"]])
-        return self._table("evaluations.csv")
+        if not (self.folder / "evaluate.csv").is_file():
+            return pd.DataFrame(columns=[*COLUMNS["evaluate.csv"]])
+        return self._table("evaluate.csv")
+
+    @cached_property
+    def evaluation(self) -> pd.DataFrame:
+        """Losses per evaluated round, client and task; empty in a folder of an older version.
+
+        Raises:
+            RunError: `evaluation.csv` is malformed.
+        """
+        if not (self.folder / "evaluation.csv").is_file():
+            return pd.DataFrame(columns=[*COLUMNS["evaluation.csv"]])
+        return self._table("evaluation.csv")
+
+    def standard_error(self, task: str | None = None) -> pd.Series:
+        """How far a round's mean loss may be from that of other clients, in nats a token.
+
+        Clients are what was sampled, not tokens: the standard error of the ratio of two sums over
+        clients (Cochran, Sampling Techniques, 1977, section 6.4). Without two clients, NaN.
+        """
+        table = self.evaluation if task is None else self.evaluation.query("task == @task")
+        sums = table.groupby(["round", "partition"])[["nll", "tokens"]].sum()
+        return sums.groupby("round").apply(_ratio_error).astype(float)
+
+    @property
+    def held_out(self) -> tuple[int, int]:
+        """Clients and held-out rows that every evaluation asks for."""
+        most = self.facts["config"].get("eval-samples", 0)
+        tests = self._table("partition.csv").groupby("partition")["test"].sum()
+        return len(tests), int((tests.clip(upper=most) if most else tests).sum())
 
     def perplexity(self, task: str | None = None) -> pd.Series:
         """Perplexity per round of one task, or of all together; rounds are the index."""
@@ -108,3 +137,12 @@ class Run:
         columns = COLUMNS[name]
         rows = read_table(self.folder / name, columns)
         return pd.DataFrame(rows, columns=[*columns]).astype(columns)
+
+
+def _ratio_error(sums: pd.DataFrame) -> float:
+    """Of ``nll / tokens`` over clients, a row each."""
+    count, tokens = len(sums), sums["tokens"].sum()
+    if count < 2:
+        return math.nan
+    deviations = sums["nll"] - sums["nll"].sum() / tokens * sums["tokens"]
+    return math.sqrt(count / (count - 1) * (deviations**2).sum()) / tokens

@@ -1,5 +1,6 @@
 """What a strategy tells whoever watches it, round by round."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,8 +38,8 @@ class EvaluateRound:
     server_round: int
     tallies: dict[str, Tally]
     gate: dict[str, GateSum]
-    clients: int
-    """Valid replies."""
+    clients: Mapping[int, Mapping[str, Tally]]
+    """Sums of each client and task, by partition id: the valid replies."""
     failures: dict[int, str]
     bytes_down: int
 

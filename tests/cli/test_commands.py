@@ -100,7 +100,7 @@ def test_the_type_is_said_and_an_emulated_one_warned_of(
     monkeypatch.setattr("mops_fl.cli.run.ask_torch", lambda *_: answer)
     flat = {"num-clients": 6, "active-clients": 2, "num-samples": 120}
     config = Config.from_flat({**flat, "model": str(tiny_llama), "dtype": asked})
-    assert check(config, resources) == chosen
+    assert check([config], resources) == chosen
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(lines) == warned
     assert all("dtype=bfloat16 is emulated here" in line for line in lines)
@@ -289,7 +289,7 @@ def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
 
 
 def test_show_a_folder_of_a_version_without_evaluations(run, tmp_path):
-    (write_run(tmp_path / "one") / "evaluations.csv").unlink()
+    (write_run(tmp_path / "one") / "evaluate.csv").unlink()
     code, out, _ = run("show", "one")
     assert code == 0
     assert "local steps" in out
@@ -303,9 +303,17 @@ def executed(monkeypatch, command: str) -> list:
     """Let `command` find its runs completed, without running them; the configurations checked."""
     checked: list = []
     module = import_module(f"mops_fl.cli.{command}")
-    monkeypatch.setattr(module, "check", checked.append)
-    run_of = lambda config, _: write_run(Path(config.run_dir), method=config.method)  # noqa: E731
-    monkeypatch.setattr(module, "execute", run_of)
+
+    def check(configs, _resources):
+        checked.extend(configs)
+        return "float32"
+
+    def execute(config, _resources, dtype):
+        assert dtype == "float32"
+        return write_run(Path(config.run_dir), method=config.method)
+
+    monkeypatch.setattr(module, "check", check)
+    monkeypatch.setattr(module, "execute", execute)
     return checked
 
 

@@ -42,7 +42,9 @@ def play(recorder: Recorder, rounds) -> None:
             recorder.on_replies("evaluate", 0, 2)
             tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
             gate = {"a": GateSum((1.0, 3.0), 4), "b": GateSum((2.0, 2.0), 4)}
-            recorder.on_evaluate(EvaluateRound(current, tallies, gate, 1, {4: "lost"}, 50))
+            recorder.on_evaluate(
+                EvaluateRound(current, tallies, gate, {3: tallies}, {4: "lost"}, 50)
+            )
         recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
 
 
@@ -56,7 +58,7 @@ def test_a_whole_run_is_written(tmp_path):
     )
     assert "2,a,1,0.75\n" in read("gate.csv")
     assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")
-    clients, failures, tokens, _, down = read("evaluations.csv").splitlines()[1].split(",")[1:]
+    clients, failures, tokens, _, down = read("evaluate.csv").splitlines()[1].split(",")[1:]
     assert (clients, failures, tokens, down) == ("1", "1", "2", "50")
     assert read("clients.csv").splitlines()[1] == "1,3,9,5,5.0,2,0.1"
     facts = json.loads(read("run.json"))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from synthetic import LABELS, write_run, write_table
 
@@ -62,8 +63,33 @@ def test_a_task_called_all_is_not_the_total(tmp_path):
 def test_a_folder_of_a_version_without_evaluations(tmp_path):
     folder = write_run(tmp_path / "one")
     assert len(Run.read(folder).evaluations) == 5
-    (folder / "evaluations.csv").unlink()
+    (folder / "evaluate.csv").unlink()
     assert Run.read(folder).evaluations.empty
+
+
+def test_the_standard_error_is_that_of_a_ratio_over_clients(tmp_path):
+    folder = write_run(tmp_path / "one", rounds=0)
+    run = Run.read(folder)
+    loss = math.log(run.perplexity()[0])
+    # two clients, a tenth of the loss to either side: deviations d, -d of their sums
+    assert run.standard_error()[0] == pytest.approx(0.1 * loss)
+    assert run.standard_error("sort")[0] == pytest.approx(0.1 * loss)
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(5, 50, 400)
+    nll = tokens * generator.gamma(4, 0.5, 400)
+    rows = ((0, p, "a", float(nll[p]), int(tokens[p])) for p in range(400))
+    write_table(folder / "evaluation.csv", rows)
+    picked = generator.integers(0, 400, (2000, 400))
+    bootstrap = (nll[picked].sum(1) / tokens[picked].sum(1)).std()
+    assert Run.read(folder).standard_error()[0] == pytest.approx(bootstrap, rel=0.1)
+
+
+def test_one_client_has_no_standard_error(tmp_path):
+    folder = write_run(tmp_path / "one", rounds=0)
+    write_table(folder / "evaluation.csv", [(0, 3, "a", 2.0, 1)])
+    assert math.isnan(Run.read(folder).standard_error()[0])
+    (folder / "evaluation.csv").unlink()
+    assert Run.read(folder).standard_error().empty
 
 
 def test_what_is_not_a_run_folder(tmp_path):

@@ -267,7 +267,8 @@ def test_evaluation_sums_losses_and_gates_exactly():
     (result,) = made.observer.evaluate
     assert result.tallies == {"even": Tally(11.25, 25), "odd": Tally(13.75, 30)}
     assert result.gate["odd"] == GateSum((5.0, 10.0), 15)
-    assert result.clients == 10
+    assert list(result.clients) == list(range(10))
+    assert result.clients[3] == {"odd": Tally(1.75, 4)}
 
 
 def test_answer_tokens_that_change_are_refused():
