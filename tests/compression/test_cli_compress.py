@@ -33,6 +33,9 @@ def test_it_writes_out_and_says_what_it_cost(run, base, tmp_path):
         assert part in result.output
     assert f"{manifest.perplexity['before']:.2f} → " in result.output
     assert "int8 is applied when the model is loaded" in result.output
+    # how far it is goes to standard error
+    assert "pruning to 2:4 took" in result.stderr
+    assert "perplexity after pruning took" in result.stderr
 
 
 def test_without_out_it_goes_to_the_cache_once(run, base, monkeypatch, tmp_path):
