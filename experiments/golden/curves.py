@@ -91,7 +91,12 @@ def run(case: Case, model: Path, folder: Path, *, workers: int = 2, checkout: Pa
             *(f"--workers={workers}", f"--name={name}", f"--runs-dir={folder}"),
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(checkout),
+            # nothing that another version kept may stand in for what this one computes
+            "MOPS_FL_CACHE": str(folder / "cache"),
+        },
         capture_output=True,
         text=True,
         timeout=1600,

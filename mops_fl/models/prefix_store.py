@@ -23,7 +23,6 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +35,7 @@ from mops_fl.errors import RunError
 from mops_fl.files import cache_folder, replacing
 from mops_fl.machine import workers, workers_per_gpu
 from mops_fl.models.backbone import Backbone
+from mops_fl.models.numerics import numerics
 
 Kept = tuple[Tensor, Tensor]
 """States at L_int [T, d] in the backbone's type, and the gate's input [d] in float32."""
@@ -73,15 +73,7 @@ def open_store(facts: Mapping[str, str | int], backbone: Backbone, size: float) 
     if backbone.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(backbone.device)
         return MemoryStore(min(limit, free // (2 * workers_per_gpu())))
-    here = {
-        **facts,
-        "dtype": str(backbone.dtype),
-        "format": _FORMAT,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
+    here = {**facts, **numerics(backbone), "format": _FORMAT}
     identity = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).digest()
     shape = (backbone.hidden_size, backbone.dtype)
     return DiskStore(cache_folder() / "prefix", identity, *shape, limit)

@@ -29,10 +29,12 @@ from mops_fl.data import (
 )
 from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
+from mops_fl.models.numerics import numerics
 from mops_fl.models.prefix_store import PrefixStore, open_store
 from mops_fl.models.trainable import Trainable
 from mops_fl.models.weights import ModelFacts, injection_layer, model_facts
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
+from mops_fl.training.kept import kept
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
 from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
@@ -138,12 +140,37 @@ class Trainer:
             self._mixtures = {key: Mixture(self.backbone, layout, layer, tensor, store)}
         return self._mixtures[key]
 
+    def _pretrained_prompt(self, examples: Sequence[Tokenised], start: np.ndarray) -> Tensors:
+        """P¹; on the CPU kept, since methods that are compared share it."""
+        layout, train, seed = self.config.prompts, self.config.train, self.config.seed
+        backbone, steps = self.backbone, layout.pretrain_prompt_steps
+
+        def make() -> Tensors:
+            with doing("steps of the prompt", of=steps) as on_step:
+                return pretrain_prompt(backbone, layout, train, examples, start, seed, on_step)
+
+        if self._own_data or backbone.device.type != "cpu":
+            return make()
+        tokens = repr([(example.question, example.answer) for example in examples])
+        facts = {
+            **self._weights(),
+            **numerics(backbone),
+            "data": hashlib.sha256(tokens.encode()).hexdigest(),
+            "start": hashlib.sha256(start.tobytes()).hexdigest(),
+            "training": [steps, train.batch_size, train.learning_rate, seed],
+        }
+        return kept(facts, make)
+
+    def _weights(self) -> dict[str, str]:
+        """What identifies the weights of the backbone."""
+        compression = self.config.backbone.compression
+        return {"model": self.model_facts.digest, "compression": compression}
+
     def _prefix_store(self, prefix: dict[str, str | int]) -> PrefixStore | None:
         config = self.config
         if not config.prefix_store_gb:
             return None
-        weights = {"model": self.model_facts.digest, "compression": config.backbone.compression}
-        return open_store({**weights, **prefix}, self.backbone, config.prefix_store_gb)
+        return open_store({**self._weights(), **prefix}, self.backbone, config.prefix_store_gb)
 
     def take_warnings(self) -> list[str]:
         """What the user should know since the last call."""
@@ -239,11 +266,7 @@ class Trainer:
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
         if layout.pretrain_prompt_steps:
-            backbone = self.backbone
-            with doing("steps of the prompt", of=layout.pretrain_prompt_steps) as on_step:
-                frozen = pretrain_prompt(
-                    backbone, layout, config.train, examples, start, config.seed, on_step
-                )
+            frozen = self._pretrained_prompt(examples, start)
         if GATE[0] in tensors and layout.pretrain_gate_steps:
             mixture, tasks = self.mixture(frozen), self.corpus.tasks
             with doing("steps of the gate", of=layout.pretrain_gate_steps) as on_step:
