@@ -13,17 +13,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
+from rich.console import Console
 
+from mops_fl.cli.progress import showing
 from mops_fl.compression_spec import Compression, parse
 from mops_fl.config import Config, DataConfig
 from mops_fl.data import Tokenised, load_corpus, tokenise
 from mops_fl.errors import ConfigError, DataError, MopsError, RunError
-from mops_fl.files import replacing, write_text
+from mops_fl.files import write_text
+from mops_fl.run.folder import Kind, csv_line, read_table
 from mops_fl.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -36,10 +39,20 @@ COMPRESSIONS = (
     "none,int8,nf4,unstructured-50,unstructured-75,unstructured-85,unstructured-90,"
     "2:4,4:8,3:4,7:8,2:4+nf4"
 )
-SETTINGS = ["model", "dtype", "dataset", "seed", "samples", "max_length", "rows", "compression"]
-"""What a measurement is of; two with the same settings are one."""
-FIXED = [name for name in SETTINGS if name not in ("dataset", "seed", "compression")]
-COLUMNS = [*SETTINGS, "sparsity", "nll", "tokens", "perplexity"]
+SETTINGS: dict[str, Kind] = {
+    **{"model": str, "base": str, "dtype": str, "device": str, "dataset": str, "tasks": str},
+    **{"data": str, "seed": int, "samples": int, "max_length": int, "rows": int},
+    **{"compression": str},
+}
+"""What a measurement is of; two with the same settings are one.
+
+`base` and `data` begin the digests of the model and of the dataset; empty where they are not known.
+"""
+COLUMNS = {**SETTINGS, "sparsity": float, "nll": float, "tokens": int, "perplexity": float}
+ONE_A_FILE = ["model", "base", "dtype", "device", "samples", "max_length", "rows"]
+ONE_A_DATASET = ["tasks", "data"]
+DIGITS = 12
+"""Of a digest."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -75,7 +88,9 @@ def measure(
     ] = False,
 ) -> None:
     """Measure, one row of the CSV at a time; run it again to carry on."""
-    setting = Setting(model, dtype, device, samples, max_length, rows)
+    from mops_fl.base.dtype import resolve_dtype
+
+    setting = Setting(model, resolve_dtype(dtype, device), device, samples, max_length, rows)
     if bench_sparse:
         _bench_sparse(setting)
         return
@@ -87,9 +102,10 @@ def measure(
     for name, (path, names) in sources.items():
         for seed in (int(text) for text in seeds.split(",")):
             values = {"dataset": name, "data-path": path, "tasks": names}
-            for row in _measure(setting, values, seed, wanted, _done(out)):
-                write_text(out, pd.concat([_read(out), row]).to_csv(index=False))
-                print(row.to_string(index=False, header=False), flush=True)
+            for row in _measure(setting, values, seed, wanted, _read(out)):
+                table = [tuple(COLUMNS), *_read(out), row]
+                write_text(out, "".join(map(csv_line, table)))
+                print(*row, flush=True)
 
 
 @app.command()
@@ -101,13 +117,13 @@ def plot(
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    from mops_fl.pictures import plain, save
     from mops_fl.run.plots import COLOURS, MARKERS
 
-    table = _read(results)
-    if table is None or table.empty:
+    table = pd.DataFrame(_read(results), columns=[*COLUMNS])
+    if table.empty:
         raise RunError(f"{results} has no measurement: run `measure` first")
-    if len(table[FIXED].drop_duplicates()) > 1:
-        raise RunError(f"{results} mixes settings ({', '.join(FIXED)}): plot one at a time")
+    _check_unmixed(table)
     sums = table.groupby(["compression", "dataset"], sort=False)[["nll", "tokens"]].sum()
     pooled = np.exp(sums["nll"] / sums["tokens"]).unstack(sort=False)
     spread = table.pivot_table("perplexity", "compression", "dataset", ["min", "max"], sort=False)
@@ -141,14 +157,13 @@ def plot(
     )
     seeds = sorted(table["seed"].unique())
     figure.suptitle(
-        f"{model} without prompts, {dtype}; SparseGPT on {samples} rows of the dataset, "
-        f"perplexity on {rows} others; "
+        f"{plain(model, limit=40)} without prompts, {dtype}; "
+        f"SparseGPT on {samples} rows of the dataset, perplexity on {rows} others; "
         + (f"bars over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"),
         fontsize=8,
     )
     panel.legend(frameon=False)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=200)
+    save(figure, out)
     print("| compression | " + " | ".join(pooled) + " |")
     print("|---|" + "---:|" * len(pooled.columns))
     for compression, values in pooled.iterrows():
@@ -156,13 +171,22 @@ def plot(
 
 
 def _measure(
-    setting: Setting, values: dict[str, str], seed: int, wanted: Iterable[Compression], done: set
-) -> Iterator[pd.DataFrame]:
-    """A row of the table for each compression that is not in `done`."""
+    setting: Setting,
+    values: dict[str, str],
+    seed: int,
+    wanted: Iterable[Compression],
+    table: list[tuple[Any, ...]],
+) -> Iterator[tuple[Any, ...]]:
+    """A row for each compression that is not in `table`.
+
+    Raises:
+        RunError: the table holds other settings.
+    """
     from mops_fl.base.device import resolve_device
     from mops_fl.base.prepare import prepared
+    from mops_fl.base.source import digest, find
     from mops_fl.base.tokenizer import load_tokenizer
-    from mops_fl.compression.artifact import read_manifest
+    from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import answer_tally, load_calibration
 
@@ -176,49 +200,49 @@ def _measure(
     )
     tokenizer = load_tokenizer(config.backbone)
     calibration = load_calibration(config.data, tokenizer, samples=setting.samples, seed=seed)
-    examples = _examples(config.data, tokenizer, calibration, setting.rows)
+    examples, data = _examples(config.data, tokenizer, calibration, setting.rows)
     base, device = prepared(config.backbone), resolve_device(setting.device)
+    measured = (setting.model, digest(find(setting.model))[:DIGITS], setting.dtype, device.type)
+    measured += (values["dataset"], values["tasks"], data[:DIGITS], seed, setting.samples)
+    measured += (setting.max_length, setting.rows)
+    begun = [row[: len(measured)] for row in table]
+    _check_unmixed(pd.DataFrame([*begun, measured], columns=[*SETTINGS][: len(measured)]))
     for compression in wanted:
-        facts = [setting.model, setting.dtype, values["dataset"], seed, setting.samples]
-        facts += [setting.max_length, setting.rows, str(compression)]
-        if tuple(map(str, facts)) in done:
+        if (*measured, str(compression)) in {row[: len(SETTINGS)] for row in table}:
             continue
         folder, sparsity = base, 0.0
         if compression.pruning:
-            folder = ensure(base, compression, calibration, device=device)
-            sparsity = read_manifest(folder).sparsity
+            with showing(f"pruning to {compression}", Console(stderr=True)):
+                folder = ensure(base, compression, calibration, device=device)
+            sparsity = verify(folder).sparsity
         tally = answer_tally(_load(folder, compression, device), examples, device)
         gc.collect()
-        facts += [sparsity, tally.nll, tally.tokens, tally.perplexity]
-        yield pd.DataFrame([facts], columns=COLUMNS)
+        result = (sparsity, tally.nll, tally.tokens, tally.perplexity)
+        yield (*measured, str(compression), *result)
 
 
 def _examples(
     data: DataConfig, tokenizer: "PreTrainedTokenizerBase", calibration: "Calibration", rows: int
-) -> tuple[Tokenised, ...]:
-    """Rows that SparseGPT has not seen, the same for every compression."""
-    corpus = load_corpus(replace(data, num_samples=0), calibration.seed).examples
+) -> tuple[tuple[Tokenised, ...], str]:
+    """Rows that SparseGPT has not seen, the same for every compression; the dataset's digest."""
+    whole = load_corpus(replace(data, num_samples=0), calibration.seed)
+    corpus = whole.examples
     seen = {row.index for row in calibration.rows + calibration.held_out}
     order = numpy_generator(calibration.seed, "measure").permutation(len(corpus)).tolist()
     chosen = [index for index in order if index not in seen][:rows]
     if len(chosen) < rows:
         raise DataError(f"rows={rows}: {calibration.source} has {len(chosen)} unseen rows left")
-    return tokenise([corpus[index] for index in chosen], tokenizer, data.max_length).examples
+    tokenised = tokenise([corpus[index] for index in chosen], tokenizer, data.max_length)
+    return tokenised.examples, whole.digest
 
 
 def _load(folder: Path, compression: Compression, device: "torch.device") -> "LlamaForCausalLM":
     import torch
-    from transformers import LlamaForCausalLM
-    from transformers.utils import logging
 
-    from mops_fl.compression.artifact import load_compressed
+    from mops_fl.base.load import load_llama
     from mops_fl.compression.quantise import quantise
 
-    logging.disable_progress_bar()
-    if compression.pruning:
-        model = load_compressed(folder)
-    else:
-        model = LlamaForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = load_llama(folder)
     if compression.quantisation:
         return quantise(model, compression.quantisation, device).eval()
     return torch.nn.Module.to(model, device).eval()
@@ -246,13 +270,25 @@ def _bench_sparse(setting: Setting) -> None:
             )
 
 
-def _read(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path, dtype={"compression": str}) if path.is_file() else None
+def _read(path: Path) -> list[tuple[Any, ...]]:
+    return read_table(path, COLUMNS) if path.exists() else []
 
 
-def _done(path: Path) -> set[tuple[str, ...]]:
-    table = _read(path)
-    return set() if table is None else set(table[SETTINGS].astype(str).itertuples(index=False))
+def _check_unmixed(table: pd.DataFrame) -> None:
+    """Refuse to put beside each other what was measured in different ways.
+
+    Raises:
+        RunError: the settings of some rows differ in more than dataset, seed and compression.
+    """
+    a_dataset = table[["dataset", *ONE_A_DATASET]].drop_duplicates()
+    mixed = [name for name in ONE_A_FILE if table[name].nunique() > 1]
+    mixed += [
+        name for name in ONE_A_DATASET if (a_dataset.groupby("dataset")[name].nunique() > 1).any()
+    ]
+    if mixed:
+        raise RunError(
+            f"the results mix settings ({', '.join(mixed)}): give each a file of its own"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The ClientApp: the same on a virtual client of a simulation and on an edge machine.
 
-A node's own facts come from the node: ``--node-config`` may name its model, its device and its
-private data (`data-path`, `dataset`), which is then this client's alone.
+A node's own facts come from the node: ``--node-config`` may name its model, its device and where
+its data lies (`data-path`, `dataset`). With ``own-data=true`` these data are this client's alone;
+with ``own-data=false`` they are a copy of the run's, which is divided among all clients.
 """
 
 import logging
@@ -13,12 +14,15 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
 from mops_fl.config import Config, Scalar
+from mops_fl.errors import ConfigError
 from mops_fl.training import messages
 
 if TYPE_CHECKING:
     from mops_fl.training.trainer import Trainer
 
-_NODE_KEYS = ("model", "device", "dataset", "data-path")
+_DATA_KEYS = ("dataset", "data-path")
+_NODE_KEYS = ("model", "device", *_DATA_KEYS)
+_OWN_DATA = "own-data"
 
 app = ClientApp()
 
@@ -35,41 +39,35 @@ def _resident(flat: tuple[tuple[str, Scalar], ...], own_data: bool) -> "Trainer"
 def _trainer(context: Context) -> "Trainer":
     own = {key: context.node_config[key] for key in _NODE_KEYS if key in context.node_config}
     flat = {**context.run_config, **own}
-    return _resident(tuple(sorted(flat.items())), "data-path" in own)
+    return _resident(tuple(sorted(flat.items())), _own_data(context))
+
+
+def _own_data(context: Context) -> bool:
+    """Whether the node's data are this client's alone; a node that names data must say so.
+
+    Raises:
+        ConfigError: it does not, or speaks of own data and names none.
+    """
+    said, named = context.node_config.get(_OWN_DATA), set(_DATA_KEYS) & set(context.node_config)
+    if isinstance(said, bool) and (named or not said):
+        return said
+    if said is None and not named:
+        return False
+    raise ConfigError(
+        f"--node-config {_OWN_DATA}={said!r} with {', '.join(sorted(named)) or 'no data-path'}: "
+        f"a node that names data says {_OWN_DATA}=true where they are this client's alone, and "
+        f"{_OWN_DATA}=false where they are a copy of what is divided among all clients"
+    )
 
 
 @app.query("describe")
-def describe(message: Message, context: Context) -> Message:
-    """Say which partition this node is, what it holds, and on which model."""
-    return messages.described(message, context, _trainer(context))
-
-
 @app.query("pretrain")
-def pretrain(message: Message, context: Context) -> Message:
-    """Train what is trained before round 1, on the examples that this process sees."""
-    return messages.pretrained(message, _trainer(context))
-
-
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """Take the round's local steps from the tensors received."""
-    trainer = _trainer(context)
-    work = messages.training_work(message, context, trainer.config)
-    result = trainer.train(work.partition, work.server_round, work.tensors, work.frozen)
-    _tell(trainer)
-    return messages.trained(message, context, trainer.config, result)
-
-
 @app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Sum losses and gate weights over the held-out examples."""
+def answer(message: Message, context: Context) -> Message:
+    """Do what a message asks for; `mops_fl.training.messages` has the kinds."""
     trainer = _trainer(context)
-    work = messages.evaluation_work(message, context, trainer.config)
-    result = trainer.evaluate(work.partition, work.tensors, work.frozen)
-    _tell(trainer)
-    return messages.evaluated(message, result)
-
-
-def _tell(trainer: "Trainer") -> None:
+    reply = messages.answer(message, context, trainer)
     for warning in trainer.take_warnings():
         log(logging.WARNING, "%s", warning)
+    return reply

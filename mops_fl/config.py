@@ -40,8 +40,9 @@ class BackboneConfig:
 
     model: str
     """`smollm2-135m` (embedded), a hub id, a local folder, or a GGUF file."""
-    dtype: str = _choice("float32", "bfloat16", "float16")
-    """Type of the frozen weights and of the activations; trainable tensors are float32 always."""
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16")
+    """Type of the frozen weights and of the activations; trainable tensors are float32 always.
+    `auto` is bfloat16 where the device computes it natively, float32 elsewhere."""
     device: str
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     compression: str
@@ -75,13 +76,14 @@ class DataConfig:
     tasks: str
     """Comma-separated task names to keep, in expert order; empty for the dataset's own list."""
     num_samples: int = _at_least(0)
-    """Examples drawn by the seed from the whole dataset; 0 for all."""
+    """Examples drawn by the seed from the whole dataset; 0, or more than there are, for all."""
     test_fraction: float = _positive(below=1)
     """Share of each client's examples that is held out for evaluation."""
     max_length: int = _at_least(16)
     """Tokens of question and answer together, at most; prompt vectors come on top."""
     eval_samples: int = _at_least(0)
-    """Test examples that each client evaluates at most; 0 for all."""
+    """Size of the sample of its test examples that each client evaluates, the same in every round;
+    0 for all."""
 
     @property
     def task_list(self) -> tuple[str, ...]:
@@ -159,6 +161,8 @@ class FederationConfig:
     """Rounds between evaluations; round 0 and the last one are always evaluated."""
     min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
     """Share of the asked clients that must answer validly; below it the run fails."""
+    mixed_backbones: bool
+    """Whether clients may hold other models or tokenizers than most clients do."""
     engine: str = _choice("clients", "cohort", "auto")
     """`clients`: Flower's own, one client a task; `cohort`: several in one forward; `auto`: the
     latter on CUDA. Simulation only: in a deployment every node runs its own client."""
@@ -222,9 +226,10 @@ class Config:
         sparse = backbone.compression in ("none", "2:4") and backbone.dtype != "float32"
         if backbone.sparse_kernels and not (sparse and backbone.device != "cpu"):
             raise ConfigError(
-                "sparse-kernels=true needs a GPU, dtype=float16 or bfloat16, and compression=2:4 "
-                f"(or none, for a model that is 2:4 already), not device={backbone.device}, "
-                f"dtype={backbone.dtype}, compression={backbone.compression}"
+                "sparse-kernels=true needs a GPU, dtype=auto, float16 or bfloat16, and "
+                "compression=2:4 (or none, for a model that is 2:4 already), not "
+                f"device={backbone.device}, dtype={backbone.dtype}, "
+                f"compression={backbone.compression}"
             )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")

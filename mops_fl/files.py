@@ -1,49 +1,101 @@
-"""Writing files so that a reader, or a process that died, never leaves half of one."""
+"""Writing files so that a reader, or a process that died, never leaves half of one.
+
+New files and folders have the permissions that the user's umask gives.
+"""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mops_fl.errors import RunError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SLACK = 64 * 1024**2
+"""Bytes kept free beside weights, for a tokenizer and a manifest."""
+
 
 def cache_folder() -> Path:
-    """Where converted models and artifacts live: `MOPS_FL_CACHE`, else the user's cache."""
+    """Where converted models and artifacts live: `MOPS_FL_CACHE`, else the user's cache.
+
+    Raises:
+        RunError: the user has no home.
+    """
     root = os.environ.get("MOPS_FL_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "mops-fl"
+    try:
+        return absolute(root) if root else Path.home() / ".cache" / "mops-fl"
+    except RuntimeError as error:
+        raise RunError(f"there is no home ({error}): name a folder in MOPS_FL_CACHE") from error
+
+
+def absolute(path: str | Path) -> Path:
+    """The absolute path, its `~` expanded and its links left as they are."""
+    # unlike Path.expanduser, this takes the name of no user as it stands
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
+    Args:
+        path: what is written; its folders are made.
+        private: whether only the user may read it, whatever the umask is.
+
     Raises:
-        RunError: there is no permission or no space to write.
+        RunError: there is no permission or no space to write; what else goes wrong in the block is
+            raised as it is.
     """
-    try:
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        how = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        handle = os.open(temporary, how, 0o600 if private else 0o666)
+        mode = os.fstat(handle).st_mode
         os.close(handle)
-        temporary = Path(name)
-        try:
+    try:
+        with _filling(path):
             yield temporary
-            temporary.chmod(0o644)
+        with _writing(path):
+            # whoever wrote it may have put another file in its place
+            temporary.chmod(mode & 0o777)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_disk(target: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        target: what will be written; it need not exist.
+        needed: bytes of its weights.
+        what: names it in the message.
+
+    Raises:
+        RunError: there is not enough disk.
+    """
+    there = next(folder for folder in target.absolute().parents if folder.is_dir())
+    free, needed = shutil.disk_usage(there).free, needed + _SLACK
+    if free < needed:
+        raise RunError(
+            f"not enough disk at {there}: {free / 1e9:.1f} GB are free and {what} needs "
+            f"{needed / 1e9:.1f} GB: free some, or put it elsewhere with MOPS_FL_CACHE (with "
+            "`mops-fl compress`, --out)"
+        )
 
 
 @dataclass
@@ -60,28 +112,95 @@ def made_once(target: Path) -> Iterator[Made]:
 
     Where `target` is missing, the block gets an empty folder to fill, renamed to `target` when the
     block ends without an error; other processes wait meanwhile. A lock of a process that died is
-    released by the system, and what it left is removed by the next.
+    released by the system, and what it left is removed by the next. Where the file system has no
+    locks, several processes may make the folder, and the first one's stays.
 
     Raises:
-        RunError: there is no permission or no space to write.
+        RunError: there is no permission or no space to write; what else goes wrong in the block is
+            raised as it is.
     """
-    if target.is_dir():
+    with _writing(target):
+        there = target.is_dir()
+    if there:
         yield Made(target, None)
         return
-    half = target.with_name(f".{target.name}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if target.is_dir():
-                yield Made(target, None)
-                return
+    with _locked(target) as locked:
+        if target.is_dir():
+            yield Made(target, None)
+            return
+        half = target.with_name(f".{target.name}{'' if locked else f'.{uuid.uuid4().hex}'}.tmp")
+        with _writing(target):
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
-            try:
+        try:
+            with _filling(target):
                 yield Made(target, half)
-                half.replace(target)
-            finally:
-                shutil.rmtree(half, ignore_errors=True)
+            with _writing(target):
+                _publish(half, target)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[bool]:
+    """Wait for the lock of a folder and hold it; False where there is no lock to be had."""
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(f".{target.name}.lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+
+
+def _publish(half: Path, target: Path) -> None:
+    """Give a folder its name, unless somebody else's has it by now."""
+    mode = half.stat().st_mode & 0o666
+    for path in half.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+    try:
+        half.replace(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which path cannot be written."""
+    try:
+        yield
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+        raise _cannot_write(path, error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def _filling(path: Path) -> Iterator[None]:
+    """Tell a full disk, or one that may not be written, from what else a block may raise."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        inside = isinstance(name, str | Path) and Path(name).is_relative_to(path.parent)
+        if error.errno in _FULL or (inside and error.errno in _FORBIDDEN):
+            where = Path(name) if isinstance(name, str | Path) and not inside else path
+            raise _cannot_write(where, error.strerror or str(error)) from error
+        raise
+    except Exception as error:
+        # libraries in Rust have errors of their own for it
+        for reason in map(os.strerror, _FULL):
+            if reason in str(error) and not isinstance(error, RunError):
+                raise _cannot_write(path, reason) from error
+        raise
+
+
+def _cannot_write(path: Path, reason: str) -> RunError:
+    hint = ""
+    with contextlib.suppress(RunError):
+        if absolute(path).is_relative_to(cache_folder()):
+            hint = "; MOPS_FL_CACHE names another cache folder"
+    return RunError(f"cannot write {path}: {reason}{hint}")

@@ -1,53 +1,42 @@
 """The ServerApp: find the clients, pretrain, run the strategy's rounds, leave a run folder."""
 
+import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
+from uuid import uuid4
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
-from mops_fl.engine import engine_grid
+from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
 from mops_fl.models.initial import initial_tensors
+from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.run.recorder import Recorder
-from mops_fl.wire.records import (
-    ARRAYS,
-    CONFIG,
-    PARTITION,
-    Tensors,
-    from_array_record,
-    num_bytes,
-    to_array_record,
-    whole,
-)
-from strategies import STRATEGIES, error_text
+from mops_fl.wire.records import Tensors, from_array_record, to_array_record
+from mops_fl.wire.replies import Description, Pretrained, sift
+from mops_fl.wire.requests import DESCRIBE, PRETRAIN, PretrainRequest
+from mops_fl.wire.shapes import tensor_shapes
+from strategies import STRATEGIES, Client, admit, require
 
 _PATIENCE_SECONDS = 60.0
 """How long to wait for a further node to connect."""
 
+_TRIES = 3
+"""Clients that are asked to pretrain, one after the other, until one gives a valid reply."""
+
+Value = TypeVar("Value")
+
 app = ServerApp()
-
-
-@dataclass(frozen=True)
-class Clients:
-    """What the nodes said of themselves."""
-
-    nodes: dict[int, int]
-    """Partition id to node id."""
-    hidden_size: int
-    facts: dict[str, Any]
-    """For run.json."""
-    holdings: list[tuple[int, str, int, int]]
-    """Rows of partition.csv."""
 
 
 @app.main()
@@ -61,6 +50,7 @@ def main(grid: Grid, context: Context) -> None:
         folder = RunFolder.create(
             path,
             {
+                "id": uuid4().hex,
                 "method": config.method,
                 "seed": config.seed,
                 "config": config.flat(),
@@ -72,29 +62,40 @@ def main(grid: Grid, context: Context) -> None:
     log(logging.INFO, "run folder: %s", path)
     recorder = Recorder(config, folder, folder.last_round())
     try:
-        grid = WatchedGrid(engine_grid(config, grid), recorder.on_replies)
+        engine, placement = start_engine(config, grid)
+        folder.update(**placement.facts)
+        grid = WatchedGrid(engine, recorder.on_replies)
         _run(config, folder, recorder, grid)
     except BaseException as error:
         reason = str(error) or type(error).__name__
         recorder.finish(status="failed", error=reason, finished=now())
         raise
-    _draw(folder.path, gated=STRATEGIES[config.method].gated)
     recorder.finish(status="completed", error=None, finished=now())
+    for warning in draw_figures(folder.path):
+        log(logging.WARNING, "%s", warning)
 
 
 def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> None:
     method = STRATEGIES[config.method]
-    clients = _find_clients(grid, config.partition.num_clients)
-    _check_same(folder, clients.facts)
+    clients = _find_clients(config, folder, grid)
+    _check_same(folder, _facts(clients))
     done = folder.last_round()
     if done >= 0:
         tensors = folder.load_checkpoint(done)
     else:
-        folder.add_rows("partition.csv", clients.holdings)
-        tensors = _pretrained(config, clients, grid, folder, gated=method.gated)
+        folder.add_rows("partition.csv", _holdings(clients))
+        tensors = _pretrained(config, clients, grid, recorder, gated=method.gated)
     names = method.averaged(config)
     frozen = {name: value for name, value in tensors.items() if name not in names}
-    strategy = method(config, clients.nodes, to_array_record(frozen), recorder, max(done, 0))
+    strategy = method(
+        config,
+        folder.facts["id"],
+        clients,
+        to_array_record(frozen),
+        recorder,
+        max(done, 0),
+        folder.last_trained(),
+    )
     arrays = to_array_record({name: tensors[name] for name in names})
     if done < 0:
         strategy.evaluate_initial(grid, arrays)
@@ -117,9 +118,9 @@ def _check_same(folder: RunFolder, facts: dict[str, Any]) -> None:
     """Record what the clients run on; a resumed run must run on the same.
 
     Raises:
-        RunError: model or data are not those that the run began with.
+        RunError: model, tokenizer or data are not those that the run began with.
     """
-    for key in ("model_digest", "data_digest"):
+    for key in ("model_digest", "tokenizer_digest", "data_digest", "dtype"):
         if folder.facts.get(key, facts[key]) != facts[key]:
             raise RunError(
                 f"{key} is {facts[key]} but the run began with {folder.facts[key]}: a run is "
@@ -128,53 +129,72 @@ def _check_same(folder: RunFolder, facts: dict[str, Any]) -> None:
     folder.update(**facts)
 
 
-def _find_clients(grid: Grid, expected: int) -> Clients:
-    """Wait for all nodes and ask each what it is.
+def _find_clients(config: Config, folder: RunFolder, grid: Grid) -> dict[int, Client]:
+    """Wait for all nodes, ask each what it is, and take those that fit together.
 
     Raises:
-        RunError: too few or too many nodes, or nodes that do not fit together.
+        RunError: too few or too many nodes, or too few of them can take part.
     """
+    expected = config.partition.num_clients
     node_ids = _wait_for_nodes(grid, expected)
-    replies = _ask(grid, "describe", node_ids, RecordDict())
-    answers = {
-        reply.metadata.src_node_id: reply.content.config_records[CONFIG] for reply in replies
+    described, failures = _ask(
+        grid,
+        DESCRIBE,
+        {node: RecordDict() for node in node_ids},
+        lambda _node, content: Description.read(content, expected),
+    )
+    refused = {f"node {node}": reason for node, reason in failures.items()}
+    clients, strangers = admit(config, described)
+    refused |= strangers
+    for who, reason in refused.items():
+        log(logging.WARNING, "%s does not take part: %s", who, reason)
+    fraction = config.federation.min_reply_fraction
+    require("{} can take part", len(clients), expected, fraction, refused)
+    folder.update(refused_clients=refused)
+    return clients
+
+
+def _facts(clients: Mapping[int, Client]) -> dict[str, Any]:
+    """What the clients said together, for run.json; what they share is counted once."""
+    described = [client.description for client in clients.values()]
+    corpora = {description.data_digest: description for description in described}.values()
+    skipped: dict[str, int] = {}
+    for corpus in corpora:
+        for reason, rows in corpus.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + rows
+    return {
+        "model_digest": _joined(description.model_digest for description in described),
+        "tokenizer_digest": _joined(description.tokenizer_digest for description in described),
+        "data_digest": _joined(description.data_digest for description in described),
+        "device": _joined(description.device for description in described),
+        "dtype": _joined(description.dtype for description in described),
+        "skipped_rows": skipped,
+        "cut_questions": sum(corpus.cut_questions for corpus in corpora),
+        "cut_answers": sum(corpus.cut_answers for corpus in corpora),
     }
-    nodes = {whole(answer, PARTITION): node for node, answer in answers.items()}
-    if sorted(nodes) != list(range(expected)):
-        raise RunError(
-            f"the {expected} nodes have the partition ids {sorted(nodes)}: give every node its own "
-            f"partition-id from 0 to {expected - 1}"
-        )
-    first = answers[nodes[0]]
-    for partition, node in sorted(nodes.items()):
-        for key in ("hidden-size", "num-layers"):
-            if answers[node][key] != first[key]:
-                raise RunError(
-                    f"client {partition} has a model of {key}={whole(answers[node], key)}, "
-                    f"client 0 of {whole(first, key)}: all clients must hold the same backbone"
-                )
-    holdings = [
+
+
+def _joined(values: Iterable[str]) -> str:
+    """One value where all agree, a few in order, or a digest of many."""
+    different = list(dict.fromkeys(values))
+    if len(different) <= 3:
+        return ", ".join(different)
+    whole = hashlib.sha256("\n".join(different).encode()).hexdigest()
+    return f"{len(different)} different, SHA-256 of all {whole}"
+
+
+def _holdings(clients: Mapping[int, Client]) -> list[tuple[int, str, int, int]]:
+    """Rows of partition.csv."""
+    return [
         (partition, task, train, test)
-        for partition, node in sorted(nodes.items())
+        for partition, client in clients.items()
         for task, train, test in zip(
-            *(cast(list, answers[node][key]) for key in ("tasks", "train", "test")), strict=True
+            client.description.tasks,
+            client.description.train,
+            client.description.test,
+            strict=True,
         )
     ]
-    ordered = [answers[node] for _, node in sorted(nodes.items())]
-    facts = {
-        "model_digest": _joined(answer["model-digest"] for answer in ordered),
-        "data_digest": _joined(answer["data-digest"] for answer in ordered),
-        "device": _joined(answer["device"] for answer in ordered),
-        "skipped_rows": first["skipped"],
-        "cut_questions": first["cut-questions"],
-        "cut_answers": first["cut-answers"],
-    }
-    return Clients(nodes, whole(first, "hidden-size"), facts, holdings)
-
-
-def _joined(values) -> str:
-    """One value where all agree, else all of them in order, each once."""
-    return ", ".join(dict.fromkeys(map(str, values)))
 
 
 def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
@@ -197,44 +217,54 @@ def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
     return connected
 
 
-def _ask(grid: Grid, action: str, node_ids: list[int], content: RecordDict) -> list[Message]:
-    """Query nodes; every one must answer.
-
-    Raises:
-        RunError: a node answered with an error, or not at all.
-    """
-    replies = list(
-        grid.send_and_receive(
-            [
-                Message(content, message_type=f"{MessageType.QUERY}.{action}", dst_node_id=node)
-                for node in node_ids
-            ]
-        )
-    )
-    for reply in replies:
-        if reply.has_error():
-            raise RunError(f"a client could not {action}: {error_text(reply)}")
-    if len(replies) < len(node_ids):
-        raise RunError(f"{len(node_ids) - len(replies)} clients did not answer '{action}'")
-    return replies
+def _ask(
+    grid: Grid,
+    kind: str,
+    contents: Mapping[int, RecordDict],
+    read: Callable[[int, RecordDict], Value],
+) -> tuple[dict[int, Value], dict[int, str]]:
+    """Ask nodes, and give by node what they answered, or why that is of no use."""
+    messages = {
+        node: Message(content, message_type=kind, dst_node_id=node)
+        for node, content in contents.items()
+    }
+    replies = list(grid.send_and_receive(messages.values()))
+    asked = {message.metadata.message_id: node for node, message in messages.items()}
+    return sift(asked, replies, read)
 
 
 def _pretrained(
-    config: Config, clients: Clients, grid: Grid, folder: RunFolder, *, gated: bool
+    config: Config, clients: Mapping[int, Client], grid: Grid, recorder: Recorder, *, gated: bool
 ) -> Tensors:
-    """Initial tensors from shapes alone, then pretraining on the first client's worker."""
-    initial = to_array_record(
-        initial_tensors(config.prompts, clients.hidden_size, config.seed, gated)
+    """Initial tensors from shapes alone, then pretraining on the first client's worker.
+
+    Raises:
+        RunError: no client that was asked gave a valid reply.
+    """
+    hidden_size = next(iter(clients.values())).description.hidden_size
+    shapes = tensor_shapes(
+        config.prompts,
+        hidden_size,
+        gated=gated,
+        pretrained=bool(config.prompts.pretrain_prompt_steps),
     )
-    (reply,) = _ask(grid, "pretrain", [clients.nodes[0]], RecordDict({ARRAYS: initial}))
-    received = reply.content.array_records[ARRAYS]
-    folder.update(bytes_up=num_bytes(received), bytes_down=num_bytes(initial))
-    return from_array_record(received)
+    initial = initial_tensors(config.prompts, hidden_size, config.seed, gated)
+    request = PretrainRequest(initial).content()
+    for partition, client in list(clients.items())[:_TRIES]:
+        valid, failures = _ask(
+            grid,
+            PRETRAIN,
+            {client.node: request},
+            lambda _node, content: Pretrained.read(content, shapes),
+        )
+        if valid:
+            tensors = valid[client.node].tensors
+            recorder.on_pretrain(_bytes(tensors), _bytes(initial))
+            return tensors
+        reason = failures[client.node]
+        log(logging.WARNING, "client %d could not pretrain: %s", partition, reason)
+    raise RunError(f"no client could pretrain; client {partition}: {reason}")
 
 
-def _draw(path: Path, *, gated: bool) -> None:
-    from mops_fl.run.plots import gate_figure, perplexity_figure
-
-    perplexity_figure([path], path / "perplexity.png")
-    if gated:
-        gate_figure(path, path / "gate.png")
+def _bytes(tensors: Tensors) -> int:
+    return sum(value.nbytes for value in tensors.values())

@@ -1,13 +1,17 @@
 """Assigning every example to exactly one client, with a floor on a client's size."""
 
 import contextlib
+import heapq
 import io
+from collections.abc import Iterable
+from typing import Any
 
 import datasets
 import numpy as np
 
 from mops_fl.config import PartitionConfig
 from mops_fl.data import Corpus
+from mops_fl.data.examples import listed
 from mops_fl.errors import ConfigError
 from mops_fl.seeding import derive, numpy_generator
 from partitions.partitioners import BUILDERS
@@ -30,55 +34,92 @@ def assign(corpus: Corpus, config: PartitionConfig, seed: int) -> list[list[int]
     if total < config.num_clients * floor:
         raise ConfigError(
             f"{total} examples are too few for num-clients={config.num_clients} with "
-            f"min-client-samples={floor}: at least {config.num_clients * floor} are needed"
+            f"min-client-samples={floor}: at least {config.num_clients * floor} are needed: "
+            "lower num-clients or min-client-samples"
         )
     clients = _partition(corpus, config, seed)
     if config.partition == "natural-id":
-        _check_owners(corpus, config, clients)
+        _check_owners(config, clients)
     else:
         _raise_to_floor(clients, floor, numpy_generator(seed, "partition-floor"))
     return [sorted(client) for client in clients]
+
+
+class _Positions(datasets.Dataset):
+    """A dataset whose parts are plain lists of positions: ten thousand are made in no time."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """A column as a whole list, not one that reads a row at a time."""
+        found = super().__getitem__(key)
+        return found[:] if isinstance(key, str) else found
+
+    def select(self, indices: Iterable[int], **_: Any) -> list[int]:  # type: ignore[override]
+        """The positions themselves."""
+        return list(indices)
 
 
 def _partition(corpus: Corpus, config: PartitionConfig, seed: int) -> list[list[int]]:
     """What flwr-datasets' partitioner gives to each client, from rows in shuffled order.
 
     The shuffle makes `iid` random and seeded, and takes any order of the data out of the others,
-    which all cut the rows of a task consecutively.
+    which all cut the rows of a task consecutively. The partitioner sees tasks and owners as
+    numbers, in the order of their names.
     """
-    order = numpy_generator(seed, "partition-order").permutation(len(corpus.examples)).tolist()
-    rows = [corpus.examples[index] for index in order]
-    tasks, owners = [row.task for row in rows], [row.owner for row in rows]
-    names = tuple(sorted(set(tasks))), tuple(sorted(set(owners)))
-    partitioner = BUILDERS[config.partition](config, *names, derive(seed, "partition"))
-    partitioner.dataset = datasets.Dataset.from_dict(
-        {"index": order, "task": tasks, "owner": owners}
+    order = numpy_generator(seed, "partition-order").permutation(len(corpus.examples))
+    tasks, task_numbers = _numbered([example.task for example in corpus.examples])
+    owners, owner_numbers = _numbered([example.owner for example in corpus.examples])
+    partitioner = BUILDERS[config.partition](config, tasks, owners, derive(seed, "partition"))
+    partitioner.dataset = _Positions.from_dict(
+        {"task": task_numbers[order], "owner": owner_numbers[order]}
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # NaturalIdPartitioner's progress bar
             parts = [partitioner.load_partition(client) for client in range(config.num_clients)]
     except ValueError as error:
+        counts = np.bincount(task_numbers)
+        smallest = int(counts.argmin())
         raise ConfigError(
             f"partition={config.partition} cannot be made of {len(order)} examples for "
-            f"num-clients={config.num_clients}: {error}"
+            f"num-clients={config.num_clients}: a task has fewer examples than clients that would "
+            f"hold it (the smallest, {tasks[smallest]}, has {counts[smallest]}): lower num-clients "
+            "or leave small tasks out of tasks"
         ) from error
-    return [list(part["index"]) for part in parts]
+    return [order[part].tolist() for part in parts]
 
 
-def _check_owners(corpus: Corpus, config: PartitionConfig, clients: list[list[int]]) -> None:
-    small = [client for client in clients if len(client) < config.min_client_samples]
+def _numbered(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The different names, sorted, and each name's number among them."""
+    different = tuple(sorted(set(names)))
+    numbers = {name: number for number, name in enumerate(different)}
+    return different, np.array([numbers[name] for name in names])
+
+
+def _check_owners(config: PartitionConfig, clients: list[list[int]]) -> None:
+    small = [
+        number for number, client in enumerate(clients) if len(client) < config.min_client_samples
+    ]
     if small:
-        sizes = ", ".join(f"{corpus.examples[c[0]].owner} ({len(c)})" for c in small)
+        sizes = listed([f"client {number} ({len(clients[number])})" for number in small])
         raise ConfigError(
             f"partition-column={config.partition_column}: owners with fewer examples than "
-            f"min-client-samples={config.min_client_samples}: {sizes}; lower min-client-samples "
-            "or leave these owners out of the data"
+            f"min-client-samples={config.min_client_samples}: {sizes}, counted from 0 in the order "
+            "of their names; lower min-client-samples or leave these owners out of the data"
         )
 
 
 def _raise_to_floor(clients: list[list[int]], floor: int, generator: np.random.Generator) -> None:
-    """Move drawn examples, one at a time from the largest client, until no client is below."""
+    """Move drawn examples, one at a time from the largest client, until no client is below.
+
+    Only clients above the floor give: while one is below it, the mean is not, so that the largest
+    is above.
+    """
+    donors = [
+        (-len(client), number) for number, client in enumerate(clients) if len(client) > floor
+    ]
+    heapq.heapify(donors)
     for client in clients:
         while len(client) < floor:
-            largest = max(clients, key=len)
+            size, number = donors[0]
+            largest = clients[number]
             client.append(largest.pop(generator.integers(len(largest))))
+            heapq.heapreplace(donors, (size + 1, number))

@@ -1,6 +1,5 @@
 """Who holds what: a client × task table, and its picture."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from mops_fl.config import PartitionConfig
-from mops_fl.data import Corpus, Share
+from mops_fl.data import Corpus, Share, holding
 from mops_fl.files import replacing
 
 TRAIN, TEST = "#2f5d8a", "#e0902f"
@@ -36,11 +35,8 @@ def table(corpus: Corpus, shares: Sequence[Share]) -> pd.DataFrame:
     """
     rows = []
     for partition, share in enumerate(shares):
-        train, test = (
-            Counter(corpus.examples[index].task for index in part)
-            for part in (share.train, share.test)
-        )
-        rows += [(partition, task, train[task], test[task]) for task in corpus.tasks]
+        held = holding(corpus.examples, corpus.tasks, share)
+        rows += [(partition, task, held.train[task], held.test[task]) for task in corpus.tasks]
     return pd.DataFrame(rows, columns=["partition", "task", "train", "test"])
 
 
@@ -58,8 +54,8 @@ def draw(table: pd.DataFrame, path: Path, title: str = "Who holds what") -> None
         RunError: the file cannot be written.
     """
     tasks = list(dict.fromkeys(table["task"]))
-    held = table.assign(all=table["train"] + table["test"])
-    counts = held.pivot(index="partition", columns="task", values="all")[tasks]
+    held = table.assign(examples=table["train"] + table["test"])
+    counts = held.pivot(index="partition", columns="task", values="examples")[tasks]
     sizes = held.groupby("partition")[["train", "test"]].sum()
     main = counts.to_numpy().argmax(axis=1)
     order = np.lexsort((-counts.sum(axis=1).to_numpy(), main))
@@ -68,7 +64,7 @@ def draw(table: pd.DataFrame, path: Path, title: str = "Who holds what") -> None
     top, mixture = figure.subplots(
         2, 1, sharex=True, height_ratios=[1.6, 0.32 * max(len(tasks), 5)]
     )
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
     _draw_sizes(top, sizes.iloc[order])
     _draw_mixture(mixture, counts.iloc[order])
     with replacing(path) as temporary:
@@ -96,7 +92,8 @@ def _draw_sizes(axes: Axes, sizes: pd.DataFrame) -> None:
 def _draw_mixture(axes: Axes, counts: pd.DataFrame) -> None:
     mixture = counts.div(counts.sum(axis=1), axis=0).to_numpy().T
     image = axes.imshow(mixture, aspect="auto", cmap=SHADES, vmin=0, vmax=1, interpolation="none")
-    axes.set_yticks(range(counts.shape[1]), [_shorten(task) for task in counts.columns], fontsize=9)
+    names = [_shorten(task) for task in counts.columns]
+    axes.set_yticks(range(counts.shape[1]), names, fontsize=9, parse_math=False)
     axes.set_yticks(np.arange(counts.shape[1] - 1) + 0.5, minor=True)
     axes.grid(which="minor", axis="y", color="#cccccc", linewidth=0.6)
     axes.tick_params(which="both", length=0)

@@ -3,11 +3,10 @@
 They import no model code: a method is the names of the tensors that it averages.
 """
 
-from mops_fl.wire.replies import error_text
-from mops_fl.wire.rounds import EvaluateRound, Observer, TrainRound, TrainRow
+from strategies.admission import Client, admit
 from strategies.fedprompt import FedPrompt
 from strategies.mops import MoPs
-from strategies.prompt_fedavg import PromptFedAvg
+from strategies.prompt_fedavg import PromptFedAvg, require
 from strategies.sampling import sample_partitions
 
 STRATEGIES: dict[str, type[PromptFedAvg]] = {"mops": MoPs, "fedprompt": FedPrompt}
@@ -15,13 +14,11 @@ STRATEGIES: dict[str, type[PromptFedAvg]] = {"mops": MoPs, "fedprompt": FedPromp
 
 __all__ = [
     "STRATEGIES",
-    "EvaluateRound",
+    "Client",
     "FedPrompt",
     "MoPs",
-    "Observer",
     "PromptFedAvg",
-    "TrainRound",
-    "TrainRow",
-    "error_text",
+    "admit",
+    "require",
     "sample_partitions",
 ]

@@ -2,40 +2,36 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from mops_fl.config import Config
 from mops_fl.errors import RunError
-from mops_fl.metrics import merge, total
-from mops_fl.wire.records import (
-    ARRAYS,
-    CONFIG,
-    EXAMPLES,
-    FROZEN,
-    METRICS,
-    PROMPTS,
-    ROUND,
-    SECONDS,
-    STEPS,
-    get_gate_sums,
-    get_tallies,
-    num_bytes,
-    whole,
+from mops_fl.metrics import GateSum, merge, total
+from mops_fl.wire.records import ARRAYS, CONFIG, FROZEN, PROMPTS, num_bytes, to_array_record
+from mops_fl.wire.replies import (
+    Evaluated,
+    EvaluationAsked,
+    Trained,
+    TrainingAsked,
+    sift,
 )
-from mops_fl.wire.replies import evaluate_fault, sort_replies, train_fault
+from mops_fl.wire.requests import Assignment
 from mops_fl.wire.rounds import EvaluateRound, Observer, TrainRound, TrainRow
+from strategies.admission import Client
+from strategies.averaging import weighted_mean
 from strategies.sampling import sample_partitions
+
+Reply = TypeVar("Reply")
 
 
 class PromptFedAvg(FedAvg):
-    """Averages the tensors that `averaged` names, weighted by examples.
+    """Averages the tensors that `averaged` names, weighted by the examples that clients described.
 
     Rounds are those of the run, not of this process: `first_round` shifts Flower's count, which
     begins at 1, so that a resumed run samples and evaluates as if it had never stopped.
@@ -52,26 +48,31 @@ class PromptFedAvg(FedAvg):
     def __init__(
         self,
         config: Config,
-        nodes: Mapping[int, int],
+        run: str,
+        clients: Mapping[int, Client],
         frozen: ArrayRecord,
         observer: Observer,
         first_round: int = 0,
+        last_trained: Mapping[int, int] | None = None,
     ) -> None:
         """Set up for the rounds after `first_round`.
 
         Args:
             config: the run.
-            nodes: partition id to node id of every client.
+            run: names it for the clients.
+            clients: who takes part, by partition id.
             frozen: tensors that clients need and do not train.
             observer: told of every round.
             first_round: the last whole round of the run so far.
+            last_trained: the round in which each client last trained; without those that never did.
         """
-        super().__init__(weighted_by_key=EXAMPLES, arrayrecord_key=ARRAYS, configrecord_key=CONFIG)
-        self.config, self.nodes, self.frozen = config, dict(nodes), frozen
+        super().__init__(arrayrecord_key=ARRAYS, configrecord_key=CONFIG)
+        self.config, self.run, self.clients, self.frozen = config, run, dict(clients), frozen
         self.observer, self.first_round = observer, first_round
-        self._partition_of = {node: partition for partition, node in nodes.items()}
+        self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
-        self._asked: list[int] = []
+        self._asked: list[tuple[int, Message]] = []
+        self._tokens: dict[int, dict[str, int]] = {}
 
     def summary(self) -> None:
         """Log who is asked for what."""
@@ -81,9 +82,9 @@ class PromptFedAvg(FedAvg):
             "\t└──> %s averages %s: %d of %d clients a round, at least %d valid replies",
             type(self).__name__,
             ", ".join(self.averaged(self.config)),
-            federation.active_clients,
-            len(self.nodes),
-            self._minimum(federation.active_clients),
+            min(federation.active_clients, len(self.clients)),
+            len(self.clients),
+            minimum(federation.active_clients, federation.min_reply_fraction),
         )
 
     def configure_train(
@@ -91,8 +92,8 @@ class PromptFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Ask the round's active clients to train."""
         current = self.first_round + server_round
-        active = self.config.federation.active_clients
-        picked = sample_partitions(self.nodes, active, self.config.seed, current)
+        active = min(self.config.federation.active_clients, len(self.clients))
+        picked = sample_partitions(self.clients, active, self.config.seed, current)
         return self._messages(MessageType.TRAIN, current, picked, arrays)
 
     def aggregate_train(
@@ -104,24 +105,32 @@ class PromptFedAvg(FedAvg):
             RunError: too few of them are valid.
         """
         current = self.first_round + server_round
-        valid, failures = self._sift(
-            replies, current, "train", lambda reply: train_fault(reply, self._current)
-        )
-        contents = [reply.content for reply in valid.values()]
-        arrays = aggregate_arrayrecords(contents, EXAMPLES)
-        bytes_down = len(self._asked) * (num_bytes(self._current) + num_bytes(self.frozen))
+        shapes = {name: tuple(array.shape) for name, array in self._current.items()}
+
+        def read(partition: int, content: RecordDict) -> Trained:
+            train = self.config.train
+            tokens = train.local_steps * train.batch_size * self.config.data.max_length
+            examples = self.clients[partition].description.examples
+            return Trained.read(content, TrainingAsked(shapes, examples, train.local_steps, tokens))
+
+        bytes_down = self._bytes_down()
+        valid, failures = self._sift(replies, current, "train", read)
         self.observer.on_train(
             TrainRound(
                 server_round=current,
-                rows=tuple(_train_row(p, reply) for p, reply in valid.items()),
+                rows=tuple(
+                    TrainRow(partition, reply.examples, reply.steps, reply.tally, reply.seconds)
+                    for partition, reply in valid.items()
+                ),
                 failures=failures,
-                arrays=arrays,
-                bytes_up=sum(num_bytes(content.array_records[ARRAYS]) for content in contents),
+                bytes_up=sum(reply.bytes for reply in valid.values()),
                 bytes_down=bytes_down,
             )
         )
-        self._current = arrays
-        return arrays, None
+        self._last_trained |= dict.fromkeys(valid, current)
+        sent = [reply.tensors for reply in valid.values()]
+        weights = [self.clients[partition].description.examples for partition in valid]
+        return to_array_record(weighted_mean(sent, weights)), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -129,9 +138,9 @@ class PromptFedAvg(FedAvg):
         """Ask all clients to evaluate, in the rounds that are evaluated."""
         current = self.first_round + server_round
         federation = self.config.federation
-        if current % federation.eval_every and current != federation.num_server_rounds:
-            return []
-        return self._messages(MessageType.EVALUATE, current, sorted(self.nodes), arrays)
+        skipped = current % federation.eval_every and current != federation.num_server_rounds
+        partitions = [] if skipped else sorted(self.clients)
+        return self._messages(MessageType.EVALUATE, current, partitions, arrays)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -141,73 +150,106 @@ class PromptFedAvg(FedAvg):
         Raises:
             RunError: too few replies are valid.
         """
-        if not replies:
+        if not self._asked:
             return None
         current = self.first_round + server_round
-        valid, failures = self._sift(replies, current, "evaluate", evaluate_fault)
-        records = [reply.content.metric_records[METRICS] for reply in valid.values()]
-        tallies = merge(get_tallies(record) for record in records)
-        gates: dict = {}
-        for record in records:
-            for task, gate in get_gate_sums(record).items():
+        bytes_down = self._bytes_down()
+        valid, failures = self._sift(replies, current, "evaluate", self._read_evaluation)
+        for partition, reply in valid.items():
+            self._tokens[partition] = {task: t.tokens for task, t in reply.tallies.items()}
+        tallies = merge(reply.tallies for reply in valid.values())
+        gates: dict[str, GateSum] = {}
+        for reply in valid.values():
+            for task, gate in reply.gate.items():
                 gates[task] = gates[task] + gate if task in gates else gate
-        bytes_down = len(self._asked) * (num_bytes(self._current) + num_bytes(self.frozen))
+        ordered = dict(sorted(gates.items()))
         self.observer.on_evaluate(
-            EvaluateRound(current, tallies, dict(sorted(gates.items())), failures, bytes_down)
+            EvaluateRound(current, tallies, ordered, len(valid), failures, bytes_down)
         )
         overall = total(tallies)
         return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})
 
     def evaluate_initial(self, grid: Grid, arrays: ArrayRecord) -> None:
         """Evaluate before the first round, which `start` does not do."""
-        messages = self._messages(MessageType.EVALUATE, 0, sorted(self.nodes), arrays)
+        messages = self._messages(MessageType.EVALUATE, 0, sorted(self.clients), arrays)
         self.aggregate_evaluate(0, grid.send_and_receive(messages))
+
+    def _read_evaluation(self, partition: int, content: RecordDict) -> Evaluated:
+        data, own = self.config.data, self.clients[partition].description
+        most = data.eval_samples or max(own.test)
+        asked = EvaluationAsked(
+            rows={t: min(rows, most) for t, rows in zip(own.tasks, own.test, strict=True)},
+            tokens_a_row=data.max_length,
+            experts=self.config.prompts.experts if self.gated else 0,
+            known=self._tokens.get(partition),
+        )
+        return Evaluated.read(content, asked)
 
     def _messages(
         self, message_type: str, current: int, partitions: list[int], arrays: ArrayRecord
     ) -> list[Message]:
-        self._current, self._asked = arrays, partitions
-        content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({ROUND: current})})
-        if self.frozen:
-            content[FROZEN] = self.frozen
-        nodes = [self.nodes[partition] for partition in partitions]
-        return list(self._construct_messages(content, nodes, message_type))
+        self._current, self._asked = arrays, []
+        for partition in partitions:
+            assignment = Assignment(self.run, current, self._last_trained.get(partition, 0))
+            content = RecordDict({ARRAYS: arrays, CONFIG: assignment.record()})
+            if self.frozen:
+                content[FROZEN] = self.frozen
+            node = self.clients[partition].node
+            message = Message(content, message_type=message_type, dst_node_id=node)
+            self._asked.append((partition, message))
+        return [message for _, message in self._asked]
 
-    def _minimum(self, asked: int) -> int:
-        return max(1, math.ceil(self.config.federation.min_reply_fraction * asked - 1e-9))
+    def _bytes_down(self) -> int:
+        return len(self._asked) * (num_bytes(self._current) + num_bytes(self.frozen))
 
     def _sift(
-        self, replies: Iterable[Message], current: int, what: str, fault_of
-    ) -> tuple[dict[int, Message], dict[int, str]]:
+        self,
+        replies: Iterable[Message],
+        current: int,
+        what: str,
+        read: Callable[[int, RecordDict], Reply],
+    ) -> tuple[dict[int, Reply], dict[int, str]]:
         """Valid replies by partition id, and the reasons why the others are not used."""
-        failures = dict.fromkeys(self._asked, "no reply")
-        valid: dict[int, Message] = {}
-        for partition, reply in sort_replies(replies, self._partition_of):
-            fault = fault_of(reply)
-            if fault is None:
-                valid[partition] = reply
-                del failures[partition]
-            else:
-                failures[partition] = fault
+        asked = {message.metadata.message_id: partition for partition, message in self._asked}
+        valid, failures = sift(asked, replies, read)
+        self._asked = []
         for partition, reason in failures.items():
             log(logging.WARNING, "round %d: client %d refused: %s", current, partition, reason)
-        if len(valid) < self._minimum(len(self._asked)):
-            partition, reason = next(iter(failures.items()))
-            raise RunError(
-                f"round {current}: {len(valid)} of {len(self._asked)} clients gave a valid "
-                f"{what} reply, fewer than the {self._minimum(len(self._asked))} that "
-                f"min-reply-fraction={self.config.federation.min_reply_fraction} asks for; "
-                f"client {partition}: {reason}"
-            )
+        require(
+            f"round {current}: {{}} gave a valid {what} reply",
+            len(valid),
+            len(asked),
+            self.config.federation.min_reply_fraction,
+            {f"client {partition}": reason for partition, reason in failures.items()},
+        )
         return valid, failures
 
 
-def _train_row(partition: int, reply: Message) -> TrainRow:
-    metrics = reply.content.metric_records[METRICS]
-    return TrainRow(
-        partition=partition,
-        examples=whole(metrics, EXAMPLES),
-        steps=whole(metrics, STEPS),
-        tally=total(get_tallies(metrics)),
-        seconds=cast(float, metrics[SECONDS]),
+def minimum(asked: int, fraction: float) -> int:
+    """Valid replies that are enough."""
+    return max(1, math.ceil(fraction * asked - 1e-9))
+
+
+def require(
+    sentence: str, valid: int, asked: int, fraction: float, failures: Mapping[str, str]
+) -> None:
+    """Refuse to go on with too few valid replies.
+
+    Args:
+        sentence: with a place for how many clients.
+        valid: replies.
+        asked: clients.
+        fraction: `min-reply-fraction`.
+        failures: reasons by who failed; the first is told.
+
+    Raises:
+        RunError: there are fewer than `minimum`.
+    """
+    if valid >= minimum(asked, fraction):
+        return
+    who, reason = next(iter(failures.items()))
+    raise RunError(
+        f"{sentence.format(f'{valid} of {asked} clients')}, fewer than the "
+        f"{minimum(asked, fraction)} that min-reply-fraction={fraction} asks for; "
+        f"{who}: {reason}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 COMMAND = str(Path(sys.executable).with_name("mops-fl"))
 VALUES = {
+    "dtype": "float32",
     "num-clients": 6,
     "active-clients": 4,
     "num-samples": 120,

@@ -1,42 +1,56 @@
 """Run folders as a run leaves them, without a run."""
 
-import csv
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mops_fl.config import defaults
-from mops_fl.run.folder import COLUMNS
+from mops_fl.run.folder import COLUMNS, csv_line
 
 TASKS = ("sort", "count")
+LABELS = (
+    *("1", "2", "1e5", "1.0", "inf", "nan", "None", "NA", "N/A", "null", "", "True", "all"),
+    *("a,b", 'q"q', "a\nb", "a\rb", "a|b", "[bold]", "[/x]", "$x_2$", "$", "_lead", ":smile:"),
+    *("t" * 80, "日本語", "😀", "\x1b[31mred", "\\frac", " "),
+)
+"""Names of tasks that are text and nothing else."""
 
 
 def write_run(
-    folder: Path, *, method: str = "mops", rounds: int = 4, start: float = 500, end: float = 20
+    folder: Path,
+    *,
+    method: str = "mops",
+    rounds: int = 4,
+    start: float = 500,
+    end: float = 20,
+    tasks: Sequence[str] = TASKS,
 ) -> Path:
     """A completed run whose perplexity falls from `start` to about `end`."""
     folder.mkdir(parents=True)
     facts = {"method": method, "status": "completed", "error": None, "seed": 0}
     facts |= {"config": {**defaults(), "method": method, "alpha": 0.5}, "seconds": 12.5}
     (folder / "run.json").write_text(json.dumps(facts))
-    _write(folder / "rounds.csv", _evaluations(rounds, start, end))
+    write_table(folder / "partition.csv", ((0, task, 9, 1) for task in tasks))
+    write_table(folder / "rounds.csv", _perplexities(rounds, start, end, tasks))
     training = ((k, 10, 0, 50, 300.0 - k, 100, 3.5, 1000, 2000) for k in range(1, rounds + 1))
-    _write(folder / "train.csv", training)
+    write_table(folder / "train.csv", training)
+    write_table(folder / "evaluations.csv", ((k, 9, 1, 200, 2.5, 70) for k in range(rounds + 1)))
     if method == "mops":
-        gate = ((k, t, e, 0.5) for k in range(rounds + 1) for t in TASKS for e in range(2))
-        _write(folder / "gate.csv", gate)
+        gate = ((k, t, e, 0.5) for k in range(rounds + 1) for t in tasks for e in range(2))
+        write_table(folder / "gate.csv", gate)
     return folder
 
 
-def _evaluations(rounds: int, start: float, end: float) -> Iterable[tuple]:
+def write_table(path: Path, rows: Iterable[tuple]) -> None:
+    """One of the tables of a run folder."""
+    text = "".join(map(csv_line, [tuple(COLUMNS[path.name]), *rows]))
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _perplexities(rounds: int, start: float, end: float, tasks: Sequence[str]) -> Iterable[tuple]:
     for number in range(rounds + 1):
         loss = math.log(end + (start - end) * math.exp(-number))
         yield number, "all", loss * 200, 200, math.exp(loss)
-        for task in TASKS:
+        for task in tasks:
             yield number, task, loss * 100, 100, math.exp(loss)
-
-
-def _write(path: Path, rows: Iterable[tuple]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS[path.name], *rows])

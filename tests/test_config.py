@@ -48,7 +48,7 @@ def test_values_reach_their_typed_places():
         ({"num-samples": 999}, "num-samples=999 is too few for num-clients=100 .* at least 1000"),
         ({"resume": True}, "resume=true needs run-dir"),
         ({"sparse-kernels": True, "compression": "3:4", "dtype": "bfloat16"}, "compression=3:4"),
-        ({"sparse-kernels": True, "compression": "2:4"}, "dtype=float32"),
+        ({"sparse-kernels": True, "compression": "2:4", "dtype": "float32"}, "dtype=float32"),
         ({"sparse-kernels": True, "dtype": "float16", "device": "cpu"}, "device=cpu"),
     ],
 )
@@ -75,6 +75,14 @@ def test_assignments_take_the_type_of_their_key(text, expected):
 def test_bad_assignments_are_refused(text):
     with pytest.raises(ConfigError):
         parse_assignment(text)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_sparse_kernels_go_with_types_that_the_gpu_may_have(dtype):
+    flat = {"sparse-kernels": True, "compression": "2:4", "dtype": dtype}
+    assert Config.from_flat(flat).backbone.dtype == dtype
+    with pytest.raises(ConfigError, match=f"device=cpu, dtype={dtype}"):
+        Config.from_flat({**flat, "device": "cpu"})
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

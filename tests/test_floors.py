@@ -11,9 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("mops_fl.errors", "mops_fl.seeding", "mops_fl.metrics"),
+    (
+        *("mops_fl.errors", "mops_fl.seeding", "mops_fl.metrics", "mops_fl.labels"),
+        *("mops_fl.machine", "mops_fl.activity"),
+    ),
     ("mops_fl.files", "mops_fl.compression_spec"),
-    ("mops_fl.config",),
+    ("mops_fl.config", "mops_fl.pictures"),
     ("mops_fl.wire", "mops_fl.data", "mops_fl.base"),
     ("strategies", "mops_fl.compression", "partitions", "mops_fl.run"),
     ("mops_fl.models", "mops_fl.flower"),

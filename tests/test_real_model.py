@@ -1,4 +1,7 @@
-"""The embedded model on the embedded data and on real Dolly rows."""
+"""The embedded model on the embedded data and on real Dolly rows, in the type that is quick here.
+
+What takes minutes may take four times as long on a slower machine.
+"""
 
 import os
 from dataclasses import replace
@@ -7,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mops_fl.base.dtype import is_emulated
+from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.metrics import Tally, total
 from mops_fl.models.initial import initial_tensors
@@ -17,7 +22,7 @@ from mops_fl.training.local import LocalData, draw_order, train
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import PRETRAINED, PROMPTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REAL_CACHE = os.environ.get("MOPS_FL_CACHE", str(Path.home() / ".cache" / "mops-fl"))
 
@@ -41,26 +46,31 @@ def dolly(real_data, **flat) -> Trainer:
 
 
 def test_the_base_model_on_real_dolly_answers(real_data):
-    """Near 11 on answer tokens, in float32 and bfloat16 alike."""
-    few, many = 12, 50
+    """Near 11 on answer tokens."""
+    trainer = dolly(real_data, **{"num-samples": 1000})
+    rows = trainer.tokenised.examples[:50]
+    assert 8 < base_tally(trainer, rows).perplexity < 14
+
+
+@pytest.mark.skipif(is_emulated("bfloat16", "auto"), reason="bfloat16 is emulated here, slowly")
+def test_bfloat16_is_near_float32(real_data):
     exact, half = (
         dolly(real_data, dtype=dtype, **{"num-samples": 1000}) for dtype in ("float32", "bfloat16")
     )
-    rows = half.tokenised.examples
-    assert 8 < base_tally(half, rows[:many]).perplexity < 14
-    assert base_tally(half, rows[:few]).perplexity == pytest.approx(
-        base_tally(exact, rows[:few]).perplexity, rel=0.03
+    rows = half.tokenised.examples[:12]
+    assert base_tally(half, rows).perplexity == pytest.approx(
+        base_tally(exact, rows).perplexity, rel=0.03
     )
 
 
-def test_a_hundred_steps_on_real_dolly_lower_the_perplexity(real_data):
+def test_fifty_steps_on_real_dolly_lower_the_perplexity(real_data):
     flat = {
         "num-samples": 1000,
         "max-length": 128,
         "pretrain-gate-steps": 1,
         "pretrain-prompt-steps": 5,
     }
-    trainer = dolly(real_data, dtype="bfloat16", **flat)
+    trainer = dolly(real_data, **flat)
     config = trainer.config
     rows = trainer.tokenised.examples
     values = trainer.pretrain(
@@ -73,16 +83,18 @@ def test_a_hundred_steps_on_real_dolly_lower_the_perplexity(real_data):
         return total(evaluate(mixture, trainable, rows[-20:]).tallies).perplexity
 
     before = perplexity()
-    steps = replace(config.train, local_steps=100)
-    order = draw_order(len(rows) - 20, 100, config.seed, "centralised")
+    steps = replace(config.train, local_steps=50)
+    order = draw_order(len(rows) - 20, 50, config.seed, "centralised")
     (result,) = train(mixture, [values], [LocalData(rows, order)], steps)
     values |= result.tensors
     assert perplexity() < before
 
 
 def test_the_embedded_tokenizer_ends_answers_with_its_own_end_token():
-    trainer = Trainer(Config.from_flat({"dtype": "bfloat16", "num-samples": 1000}))
+    trainer = Trainer(Config.from_flat({"num-samples": 1000}))
     ends = {example.answer[-1] for example in trainer.tokenised.examples}
     starts = {example.question[0] for example in trainer.tokenised.examples}
-    assert (starts, ends) == ({1}, {2})
+    # SmolLM2's tokenizer puts nothing before a text
+    (hashes,) = load_tokenizer(trainer.config.backbone)("###")["input_ids"]
+    assert (starts, ends) == ({hashes}, {2})
     assert trainer.backbone.model.config.eos_token_id == 2

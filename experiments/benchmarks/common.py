@@ -19,6 +19,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mops_fl.base.device import resolve_device
+from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.prepare import prepared
 from mops_fl.config import Config, Scalar
 from mops_fl.data import Tokenised
@@ -63,14 +64,24 @@ _LENGTH = 185
 """Tokens of a random row: the mean of Dolly's with LLaMA's tokenizer."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *arguments: Any, **more: Any) -> Any:
+        """The options, with the type that `auto` means on their device."""
+        options = super().parse_args(*arguments, **more)
+        options.dtype = resolve_dtype(options.dtype, options.device)
+        return options
+
+
 def arguments(name: str, description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    parser = argparse.ArgumentParser(f"python -m experiments.benchmarks.{name}", None, description)
+    parser = _Parser(f"python -m experiments.benchmarks.{name}", None, description)
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument(
         "--model", default="smollm2-135m", help=f"as in a run, or {', '.join(SHAPES)}"
     )
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--length", type=int, help="random rows of so many tokens, not the data's")

@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 
 from experiments.benchmarks.common import arguments, report
-from mops_fl.cli.options import cores
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
+from mops_fl.machine import cores
 
 PAPER_STEPS = 250
 COLUMNS = {

@@ -21,7 +21,7 @@ from experiments.benchmarks.common import (
     report,
     workload,
 )
-from mops_fl.cli.options import cores
+from mops_fl.machine import cores
 
 COLUMNS = {
     "varied": "varied",

@@ -1,20 +1,21 @@
 """Writing a base model as safetensors in one type, with its tokenizer."""
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.utils import logging
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from mops_fl.base.source import Source, check_llama
+from mops_fl.activity import doing
+from mops_fl.base.identity import tokenizer_files
+from mops_fl.base.load import load_llama, size_in_memory, writing
+from mops_fl.base.source import Source
 from mops_fl.errors import ModelError
+from mops_fl.files import check_disk
 
 
 def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
@@ -22,22 +23,44 @@ def convert(model: str, source: Source, dtype: str, folder: Path) -> None:
 
     Raises:
         ModelError: the model is not a LLaMA, or its weights or tokenizer cannot be read.
+        RunError: there is not enough disk.
     """
-    logging.disable_progress_bar()
+    with doing(f"converting {model} to {dtype}"), _alone(source) as (place, gguf_file):
+        loaded = _without_origin(load_llama(place, dtype, gguf_file=gguf_file, model=model))
+        check_disk(folder, size_in_memory(loaded), "the converted model")
+        if gguf_file:
+            tokenizer = _tokenizer(model, place, gguf_file, loaded.config)
+        with writing(folder):
+            loaded.save_pretrained(folder)
+            if gguf_file:
+                tokenizer.save_pretrained(folder)
+            else:
+                for file in tokenizer_files(place):
+                    shutil.copyfile(file, folder / file.name)
+
+
+@contextlib.contextmanager
+def _alone(source: Source) -> Iterator[tuple[Path, str | None]]:
+    """Folder, and name of the GGUF file there: whatever lies beside that would be read, too."""
+    if not source.gguf:
+        yield source.path, None
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.gguf").symlink_to(source.path)
+        yield folder, "model.gguf"
+
+
+def _tokenizer(
+    model: str, folder: Path, gguf_file: str, config: LlamaConfig
+) -> PreTrainedTokenizerBase:
     try:
-        check_llama(model, AutoConfig.from_pretrained(**source.arguments).model_type)
-        tokenizer = AutoTokenizer.from_pretrained(**source.arguments)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            **source.arguments, dtype=getattr(torch, dtype)
-        )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ModelError(f"model={model!r} cannot be read from {source.path}: {error}") from error
-    plain = _without_origin(cast(LlamaForCausalLM, loaded))
-    if source.gguf:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         # transformers 5.17 gives a GGUF tokenizer its begin token as end token too.
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(cast(int, plain.config.eos_token_id))
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(cast(int, config.eos_token_id))
+    except Exception as error:  # readers of damaged files raise whatever comes
+        raise ModelError(f"model={model!r}: its tokenizer cannot be read: {error}") from error
+    return tokenizer
 
 
 def _without_origin(model: LlamaForCausalLM) -> LlamaForCausalLM:

@@ -1,12 +1,14 @@
 """`mops-fl compare`: the same configuration for several methods."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mops_fl.cli import options
+from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, execute, placed
 from mops_fl.cli.tables import comparison
 from mops_fl.errors import ConfigError
@@ -38,15 +40,26 @@ def compare(
     ending = name or f"{configs[0].data.dataset}-{now}"
     configs = [placed(config, runs_dir, f"{config.method}-{ending}") for config in configs]
     given = options.resources(configs[0], cpus_per_client, gpus_per_client, workers, ray_address)
-    check(configs[0])
-    folders = [execute(config, given) for config in configs]
-
-    from mops_fl.run.plots import perplexity_figure
-    from mops_fl.run.results import Run
+    dtype = check(configs[0], given)
+    folders = [execute(config, given, dtype) for config in configs]
 
     figure = out or runs_dir / f"compare-{ending}.png"
-    perplexity_figure(folders, figure)
-    console.print(comparison([Run.read(folder) for folder in folders]))
+    with telling("their perplexity cannot be shown", folders):
+        _show(folders)
     for folder in folders:
         console.print(str(folder))
-    console.print(str(figure.resolve()))
+    with telling("no figure was drawn", folders):
+        _draw(folders, figure)
+        console.print(str(figure.resolve()))
+
+
+def _show(folders: Sequence[Path]) -> None:
+    from mops_fl.run.results import Run
+
+    console.print(comparison([Run.read(folder) for folder in folders]))
+
+
+def _draw(folders: Sequence[Path], figure: Path) -> None:
+    from mops_fl.run.plots import perplexity_figure
+
+    perplexity_figure(folders, figure)

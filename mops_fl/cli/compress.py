@@ -7,6 +7,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mops_fl.cli.options import with_absolute_paths
+from mops_fl.cli.progress import showing
+
 
 def compress(
     model: Annotated[
@@ -22,42 +25,48 @@ def compress(
     max_length: Annotated[int, typer.Option(help="Tokens of a row, at most.")] = 256,
     seed: Annotated[int, typer.Option(help="Decides which rows.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Type of the weights, here and on disk.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="auto, bfloat16, float32 or float16: here and on disk.")
+    ] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="A folder to make.", show_default="in the cache")
     ] = None,
 ) -> None:
     """Prune a base model, and say what it cost; `-c compression=...` then finds it in the cache."""
     from mops_fl.base.device import resolve_device
+    from mops_fl.base.dtype import is_emulated, resolve_dtype
     from mops_fl.base.prepare import prepared
     from mops_fl.base.tokenizer import load_tokenizer
     from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import load_calibration
     from mops_fl.compression_spec import parse
-    from mops_fl.config import Config
+    from mops_fl.config import Config, Scalar
 
     wanted = parse(compression)
-    config = Config.from_flat(
-        {
-            "model": model,
-            "dtype": dtype,
-            "device": device,
-            "dataset": calibration,
-            "data-path": data_path,
-            "tasks": tasks,
-            "max-length": max_length,
-            "seed": seed,
-        }
-    )
-    where = resolve_device(device)
-    rows = load_calibration(
-        config.data, load_tokenizer(config.backbone), samples=samples, seed=seed
-    )
-    folder = ensure(prepared(config.backbone), wanted, rows, device=where, out=out)
+    values: dict[str, Scalar] = {
+        "model": model,
+        "dtype": dtype,
+        "device": device,
+        "dataset": calibration,
+        "data-path": data_path,
+        "tasks": tasks,
+        "max-length": max_length,
+        "seed": seed,
+    }
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    config = Config.from_flat(with_absolute_paths(values))
+    where, dtype = resolve_device(device), resolve_dtype(dtype, device)
+    if is_emulated(dtype, device):
+        messages.print(f"warning: {where} has no instructions for dtype={dtype}: this is slow")
+    with showing("pruning", messages):
+        rows = load_calibration(
+            config.data, load_tokenizer(config.backbone), samples=samples, seed=seed
+        )
+        folder = ensure(prepared(config.backbone), wanted, rows, device=where, out=out)
     manifest = verify(folder)
 
-    table = Table(show_header=False, title=f"{model} at {manifest.compression}")
+    table = Table(show_header=False, title=f"{model} in {dtype} at {manifest.compression}")
     rows_seen, held_out = (len(manifest.calibration[part]) for part in ("rows", "held_out"))
     memory = manifest.peak_memory
     for name, value in {

@@ -3,18 +3,22 @@
 Precedence: the defaults, then ``--config``, then options such as ``--clients``, then ``-c``.
 """
 
-import os
+import re
 import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mops_fl.config import Config, Scalar, defaults, parse_assignment
+from mops_fl.base.source import EMBEDDED
+from mops_fl.cli.run import console
+from mops_fl.config import Config, Scalar, parse_assignment
 from mops_fl.errors import ConfigError
+from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
+from mops_fl.machine import cores
 
 Values = Annotated[
     list[str] | None,
@@ -46,6 +50,8 @@ OWN_OPTIONS = {
 }
 """Keys of Flower's configuration that the command line sets itself."""
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
 
 def configure(
     file: Path | None, clients: int | None, values: Sequence[str] | None, **forced: Scalar
@@ -61,9 +67,25 @@ def configure(
     flat.update(parse_assignment(value) for value in values or ())
     for key in flat.keys() & OWN_OPTIONS.keys():
         raise ConfigError(f"{key} cannot be given as a value: {OWN_OPTIONS[key]}")
-    for key in ("data-path", "model"):
-        flat[key] = _absolute(str(flat.get(key, defaults()[key])))
-    return Config.from_flat(flat | forced)
+    return Config.from_flat(with_absolute_paths(flat) | forced)
+
+
+def with_absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The same values, with paths as they are found from any folder; links are not followed.
+
+    The embedded model's name means that model, whatever lies here. A hub id means a folder here
+    that has its name, as it does for transformers; that is printed.
+    """
+    found = dict(flat)
+    for key in ("data-path", "calibration-path"):
+        if isinstance(path := flat.get(key), str) and path:
+            found[key] = str(absolute(path))
+    model = flat.get("model")
+    if isinstance(model, str) and model != EMBEDDED and (here := absolute(model)).exists():
+        found["model"] = str(here)
+        if _HUB_ID.fullmatch(model) and here.is_dir():
+            console.print(f"model={model} is the folder {here}, not a model of the hub")
+    return found
 
 
 def resources(
@@ -94,14 +116,6 @@ def _read(file: Path) -> dict[str, Any]:
     return flat
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
-
-
 def _check_answers(address: str) -> None:
     """Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
@@ -111,9 +125,3 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise ConfigError(f"--ray-address {address}: nobody answers there: {error}") from error
-
-
-def _absolute(text: str) -> str:
-    """The absolute path where `text` names something on this machine, else `text`."""
-    path = Path(text).expanduser()
-    return str(path.resolve()) if text and path.exists() else text

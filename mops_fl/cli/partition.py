@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mops_fl.cli import options
-from mops_fl.cli.run import console
+from mops_fl.cli.run import console, say_data
 
 
 def partition(
@@ -20,11 +20,13 @@ def partition(
 
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from mops_fl.data import load_corpus
     from partitions import report, shares
 
     corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
+    say_data(corpus)
     parts = shares(corpus, config.data, config.partition, config.seed)
     held = report.table(corpus, parts)
     title = report.title_of(config.partition)
@@ -32,7 +34,7 @@ def partition(
     counts = held.assign(examples=held["train"] + held["test"]).pivot(
         index="partition", columns="task", values="examples"
     )[list(corpus.tasks)]
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for heading in ("client", *map(str, range(len(corpus.tasks))), "train", "test"):
         table.add_column(heading, justify="right")
     for client, row in counts.join(totals).iterrows():
@@ -40,6 +42,7 @@ def partition(
     table.add_section()
     table.add_row("all", *map(str, counts.join(totals).sum()))
     console.print(table)
-    console.print("tasks:", ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks)))
+    tasks = ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks))
+    console.print(f"tasks: {tasks}")
     report.draw(held, out, title)
     console.print(str(out.resolve()))

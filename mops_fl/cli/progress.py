@@ -1,27 +1,31 @@
-"""Showing how far a run is, from the `progress.json` that its ServerApp keeps up to date."""
+"""Showing how far a run is.
+
+The ServerApp keeps `progress.json` up to date, by clients; processes at work on this machine say
+what they are doing, by steps.
+"""
 
 import contextlib
 import datetime
 import json
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
+from mops_fl.activity import Activity, activities, listening
 from mops_fl.flower.launch import Watch
 
 PLAIN_LINES = 20
-"""Lines printed for the clients of one phase at most, where there is no terminal."""
+"""Parts of one phase, or of one activity, that get a line where there is no terminal."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What `progress.json` says."""
+    """What `progress.json` says, and what processes say."""
 
     phase: str = "starting"
     round: int = 0
@@ -31,6 +35,7 @@ class State:
     train_loss: float | None = None
     perplexity: float | None = None
     seconds_left: float | None = None
+    activities: tuple[Activity, ...] = field(default=(), metadata={"written": False})
 
     @property
     def heading(self) -> str:
@@ -47,6 +52,30 @@ class State:
         return f"{self.done}/{self.of} clients" if self.of > 1 else ""
 
     @property
+    def for_all(self) -> Activity | None:
+        """What is done on behalf of all clients, such as pretraining."""
+        return next((activity for activity in self.activities if not activity.clients), None)
+
+    @property
+    def work(self) -> str:
+        """What is being done, in steps or examples; those of several processes are added up."""
+        if self.for_all:
+            return str(self.for_all)
+        kinds = dict.fromkeys(activity.what for activity in self.activities)
+        return ", ".join(
+            _added_up([activity for activity in self.activities if activity.what == kind])
+            for kind in kinds
+        )
+
+    @property
+    def share(self) -> float:
+        """The part of the phase that is done; clients under way count by their steps."""
+        if self.for_all:
+            return self.for_all.share
+        under_way = sum(activity.clients * activity.share for activity in self.activities)
+        return min((self.done + under_way) / self.of, 1.0) if self.of else 0.0
+
+    @property
     def figures(self) -> str:
         """Loss, perplexity and time left, as far as they are known."""
         parts = []
@@ -59,10 +88,51 @@ class State:
         return ", ".join(parts)
 
     @property
-    def step(self) -> tuple:
-        """Changes where a line without a terminal is worth printing."""
-        part = max(1, math.ceil(self.of / PLAIN_LINES))
-        return self.phase, self.round, self.done // part, self.perplexity
+    def stage(self) -> tuple:
+        """Changes where a line without a terminal is due; within one, `share` decides."""
+        return self.phase, self.round, self.perplexity, self.for_all and self.for_all.what
+
+    @property
+    def line(self) -> str:
+        """All of it."""
+        parts = (self.heading, self.clients, self.work, self.figures)
+        return ", ".join(part for part in parts if part)
+
+
+class Lines:
+    """Plain lines, for where there is no terminal: some twenty of each kind, none twice."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: dict[tuple, int] = {}
+
+    def show(self, kind: tuple, share: float, line: str) -> None:
+        """Print a line where more is done of its kind than the last one said."""
+        part = int(PLAIN_LINES * share)
+        if part > self._shown.get(kind, -1):
+            self._shown[kind] = part
+            self._console.print(line)
+            self._console.file.flush()
+
+
+@contextlib.contextmanager
+def showing(what: str, console: Console) -> Iterator[None]:
+    """Show what this process itself is doing while the block lasts, and how long it took."""
+    lines = Lines(console)
+    with console.status(what) as status:
+
+        def show(activity: Activity | None) -> None:
+            if activity is None:
+                status.update(what)
+            elif activity.seconds is not None:
+                console.print(f"{activity.what} took {activity.seconds:.0f} s")
+            elif console.is_terminal:
+                status.update(str(activity))
+            else:
+                lines.show((activity.what,), activity.share, str(activity))
+
+        with listening(show):
+            yield
 
 
 @contextlib.contextmanager
@@ -73,8 +143,13 @@ def watching(folder: Path, console: Console) -> Iterator[Watch]:
     """
     started = time.time()
     if not console.is_terminal:
-        shown: list[tuple] = []
-        yield lambda note: _print_line(_read(folder, started, note), shown, console)
+        lines = Lines(console)
+
+        def show(doing: Path, note: str) -> None:
+            state = _read(folder, doing, started, note)
+            lines.show(state.stage, state.share, state.line)
+
+        yield show
         return
     columns = (
         SpinnerColumn(),
@@ -85,13 +160,19 @@ def watching(folder: Path, console: Console) -> Iterator[Watch]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(State().heading, total=None, text="")
-        yield lambda note: bar.update(task, **_bar(_read(folder, started, note)))
+        yield lambda doing, note: bar.update(task, **_bar(_read(folder, doing, started, note)))
 
 
-def _read(folder: Path, since: float, note: str) -> State:
+def _read(folder: Path, doing: Path, since: float, note: str) -> State:
     """The state, as far as it was written by this run and not by one that it carries on.
 
     A note takes the place of the phase.
+
+    Args:
+        folder: of the run.
+        doing: where processes say what they are doing.
+        since: when the run started.
+        note: may be empty.
     """
     if note:
         return State(phase=note)
@@ -99,25 +180,28 @@ def _read(folder: Path, since: float, note: str) -> State:
     with contextlib.suppress(OSError, ValueError):
         if path.stat().st_mtime >= since:
             written = json.loads(path.read_text(encoding="utf-8"))
-            return State(**{item.name: written[item.name] for item in fields(State)})
+            names = [item.name for item in fields(State) if item.metadata.get("written", True)]
+            values = {name: written[name] for name in names}
+            return State(**values, activities=tuple(activities(doing)))
     return State()
 
 
-def _print_line(state: State, shown: list[tuple], console: Console) -> None:
-    if shown and shown[-1] == state.step:
-        return
-    shown[:] = [state.step]
-    parts = (state.heading, state.clients, state.figures)
-    console.print(", ".join(part for part in parts if part))
-    console.file.flush()
+def _added_up(same: list[Activity]) -> str:
+    """Activities of one kind as one, and whose they are where they are not of one client."""
+    clients = sum(activity.clients for activity in same)
+    done, of = sum(activity.done for activity in same), sum(activity.of for activity in same)
+    text = str(Activity(same[0].what, done, of))
+    if len(same) > 1:
+        return f"{text} ({clients} clients in {len(same)} processes)"
+    return f"{text} ({clients} clients together)" if clients > 1 else text
 
 
 def _bar(state: State) -> dict:
     return {
         "description": state.heading,
-        "total": state.of or None,
-        "completed": state.done,
-        "text": "  ".join(part for part in (state.clients, state.figures) if part),
+        "total": 1.0 if state.of else None,
+        "completed": state.share,
+        "text": "  ".join(part for part in (state.clients, state.work, state.figures) if part),
     }
 
 

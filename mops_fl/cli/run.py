@@ -1,19 +1,29 @@
 """Preparing and running one simulated run: what `simulate` and `compare` share."""
 
 import datetime
+import json
 import os
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
-from mops_fl.cli.progress import watching
+from mops_fl.cli.progress import showing, watching
 from mops_fl.config import Config, app_folder
-from mops_fl.errors import MopsError, RunError
+from mops_fl.errors import ConfigError, MopsError, RunError
+from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
 from mops_fl.flower.launch import launch
 
-console = Console(highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from mops_fl.data import Corpus
+
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+"""Prints what it is given as it stands: names, tasks and paths may hold brackets and colons."""
 
 
 class RunFailedError(MopsError):
@@ -36,8 +46,8 @@ def placed(config: Config, runs_dir: Path, name: str) -> Config:
     Raises:
         RunError: the folder exists, or could not be written.
     """
-    folder = (runs_dir / name).expanduser().resolve()
-    if folder.parent != runs_dir.expanduser().resolve():
+    folder = absolute(runs_dir) / name
+    if name in ("", ".", "..") or folder.name != name:
         raise RunError(f"--name {name!r} must be the name of a folder, without slashes")
     if folder.exists():
         raise RunError(
@@ -47,31 +57,90 @@ def placed(config: Config, runs_dir: Path, name: str) -> Config:
     return replace(config, run_dir=str(folder))
 
 
-def check(config: Config) -> None:
+@dataclass(frozen=True)
+class Native:
+    """What torch says of `dtype` on the clients' device."""
+
+    dtype: str
+    emulated: bool
+
+
+def check(config: Config, resources: Resources) -> str:
     """Find what is wrong with the data, the partition or the model before Flower starts.
+
+    Returns:
+        The type that the clients compute in; ``auto`` where a Ray cluster's machines decide.
 
     Raises:
         MopsError: something is.
     """
-    with console.status("checking data and model"):
+    with showing("checking data and model", console):
         from mops_fl.data import load_corpus
         from mops_fl.models.weights import check_backbone
         from partitions import shares
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
+        say_data(corpus)
         shares(corpus, config.data, config.partition, config.seed)
-        check_backbone(config.backbone, config.prompts)
+        native = ask_torch(config, resources)
+        backbone = replace(config.backbone, dtype=native.dtype)
+        check_backbone(backbone, config.prompts, config.data.max_length)
+    if resources.ray_address:
+        return config.backbone.dtype
+    if native.emulated:
+        console.print(
+            f"warning: dtype={native.dtype} is emulated here, slowly: the device has no "
+            "instructions for it, dtype=auto takes one that it has"
+        )
+    return native.dtype
 
 
-def execute(config: Config, resources: Resources) -> Path:
+def say_data(corpus: "Corpus") -> None:
+    """Print what was read and how it was understood."""
+    console.print(f"data: {corpus.source}")
+    for warning in corpus.warnings:
+        console.print(f"warning: {warning}", style="bold yellow")
+
+
+def ask_torch(config: Config, resources: Resources) -> Native:
+    """Ask torch on this machine, in a process that ends: this one stays for the whole run.
+
+    Raises:
+        ConfigError: there is no such device.
+        RunError: torch cannot be loaded.
+    """
+    dtype, device = config.backbone.dtype, config.backbone.device
+    if device == "auto" and config.federation.engine == "clients" and not resources.gpus_per_client:
+        device = "cpu"  # Ray hides the GPUs from such clients
+    if dtype == "float32" and device in ("auto", "cpu"):
+        return Native(dtype, emulated=False)
+    command = [sys.executable, "-P", "-m", "mops_fl.base.dtype", dtype, device]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise RunError(f"torch cannot be loaded: {reason}") from None
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return Native(**answer)
+
+
+def execute(config: Config, resources: Resources, dtype: str) -> Path:
     """Run to the end, showing progress; the run folder.
+
+    Args:
+        config: with its run folder.
+        resources: what Ray may use.
+        dtype: what `check` gave.
 
     Raises:
         RunFailedError: the run failed.
         StoppedError: SIGINT or SIGTERM stopped it.
     """
     folder = Path(config.run_dir)
-    console.print(f"[bold]{folder.name}[/bold]  {_summary(config, resources)}")
+    summary = _summary(config, resources, dtype)
+    console.print(Text.assemble((folder.name, "bold"), "  ", summary))
     try:
         with watching(folder, console) as watch:
             outcome = launch(app_folder(), config.flat(), resources, watch)
@@ -84,11 +153,11 @@ def execute(config: Config, resources: Resources) -> Path:
     raise RunFailedError(f"{folder.name} failed: {outcome.verdict.error}; log: {outcome.log}")
 
 
-def _summary(config: Config, resources: Resources) -> str:
+def _summary(config: Config, resources: Resources, dtype: str) -> str:
     where = resources.ray_address or f"{resources.workers} at a time"
     return (
-        f"{config.backbone.model} on {config.data.dataset}; {resources.clients} clients, "
-        f"{config.federation.active_clients} active a round, {where}; "
+        f"{config.backbone.model} in {dtype} on {config.data.dataset}; "
+        f"{resources.clients} clients, {config.federation.active_clients} active a round, {where}; "
         f"{config.federation.num_server_rounds} rounds of {config.train.local_steps} steps"
     )
 

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from mops_fl.cli import options
+from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
+from mops_fl.files import absolute
 
 
 def simulate(
@@ -35,15 +37,23 @@ def simulate(
             raise ConfigError("--resume takes the run's own configuration: give no other values")
         config = _resumed(resume)
     given = options.resources(config, cpus_per_client, gpus_per_client, workers, ray_address)
-    check(config)
-    folder = execute(config, given)
+    dtype = check(config, given)
+    folder = execute(config, given, dtype)
 
+    with telling("its perplexity cannot be shown", [folder]):
+        console.print(_perplexity(folder))
+    console.print(str(folder))
+    with telling("it has no figure (flower.log says why)", [folder]):
+        console.print(str((folder / "perplexity.png").resolve(strict=True)))
+
+
+def _perplexity(folder: Path) -> str:
     from mops_fl.run.results import Run
 
-    perplexity = Run.read(folder).perplexity()
-    console.print(
-        f"perplexity {perplexity.iloc[0]:.2f} before training, {perplexity.iloc[-1]:.2f} after "
-        f"round {perplexity.index[-1]}\n{folder}\n{folder / 'perplexity.png'}"
+    curve = Run.read(folder).perplexity()
+    return (
+        f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
+        f"round {curve.index[-1]}"
     )
 
 
@@ -54,4 +64,4 @@ def _resumed(folder: Path) -> Config:
     if run.facts["status"] == "completed":
         raise RunError(f"{folder} is completed: there is nothing to resume")
     config = Config.from_flat(run.facts["config"])
-    return replace(config, run_dir=str(folder.resolve()), resume=True)
+    return replace(config, run_dir=str(absolute(folder)), resume=True)

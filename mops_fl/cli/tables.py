@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from mops_fl.labels import one_line
+
 if TYPE_CHECKING:
     from mops_fl.run.results import Run
 
@@ -31,7 +33,7 @@ def facts(run: "Run") -> Table:
     """What `run.json` says of a run, and the values that are not the defaults."""
     from mops_fl.config import defaults
 
-    table = Table("", run.name, show_header=True, box=None)
+    table = Table("", one_line(run.name, limit=60), show_header=True, box=None)
     for key in SHOWN_FACTS:
         if run.facts.get(key) not in (None, ""):
             table.add_row(key.replace("_", " "), _text(key, run.facts[key]))
@@ -45,7 +47,11 @@ def comparison(runs: Sequence["Run"]) -> Table:
     """Perplexity per evaluated round, a column for each run."""
     methods = [run.method for run in runs]
     # Two runs of one method are told apart by their folders.
-    headings = methods if len(set(methods)) == len(methods) else [run.name for run in runs]
+    headings = (
+        methods
+        if len(set(methods)) == len(methods)
+        else [one_line(run.name, limit=30) for run in runs]
+    )
     curves = [run.perplexity() for run in runs]
     table = _numbers("round", *headings, title="perplexity on answer tokens, all tasks")
     for number in sorted({number for curve in curves for number in curve.index}):
@@ -55,28 +61,32 @@ def comparison(runs: Sequence["Run"]) -> Table:
 
 
 def per_task(run: "Run") -> Table:
-    """First and last perplexity of each task."""
-    first, last = run.perplexity().index[[0, -1]]
-    table = _numbers("task", f"round {first}", f"round {last}", title="perplexity per task")
+    """Perplexity of each task in the first and in the last evaluated round."""
+    rounds = run.perplexity().index[[0, -1]]
+    headings = (f"round {number}" for number in rounds)
+    table = _numbers("task", *headings, title="perplexity per task")
     for task in run.tasks:
         curve = run.perplexity(task)
-        table.add_row(task, f"{curve.iloc[0]:.2f}", f"{curve.iloc[-1]:.2f}")
+        cells = (f"{curve[number]:.2f}" if number in curve.index else "" for number in rounds)
+        table.add_row(one_line(task, limit=50), *cells)
     return table
 
 
 def work(run: "Run") -> Table:
-    """What all rounds of training took together."""
-    train = run.train
+    """What all rounds of training, and all evaluations, took together."""
+    train, evaluations = run.train, run.evaluations
     tokens = train["tokens"].sum()
-    table = Table("", "training, all rounds", box=None)
-    table.add_row("rounds", str(len(train)))
-    table.add_row("client replies", f"{train['clients'].sum():,}")
-    table.add_row("failures", f"{train['failures'].sum():,}")
+    table = Table("", "training", "evaluation", title="all rounds", title_justify="left", box=None)
+    table.add_row("rounds", str(len(train)), str(len(evaluations)))
+    for key in ("clients", "failures"):
+        table.add_row(key, f"{train[key].sum():,}", f"{evaluations[key].sum():,}")
     table.add_row("local steps", f"{train['steps'].sum():,}")
     table.add_row("mean loss per token", f"{train['nll'].sum() / tokens:.3f}" if tokens else "")
-    table.add_row("seconds", f"{train['seconds'].sum():,.1f}")
+    seconds = (part["seconds"].sum() for part in (train, evaluations))
+    table.add_row("seconds", *(f"{each:,.1f}" for each in seconds))
     table.add_row("bytes up", _text("bytes_up", int(train["bytes_up"].sum())))
-    table.add_row("bytes down", _text("bytes_down", int(train["bytes_down"].sum())))
+    down = (int(part["bytes_down"].sum()) for part in (train, evaluations))
+    table.add_row("bytes down", *(_text("bytes_down", each) for each in down))
     return table
 
 

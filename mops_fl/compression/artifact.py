@@ -8,6 +8,7 @@ model's files and never passes through a model in memory.
 import hashlib
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import LlamaForCausalLM
 
+from mops_fl.base.checkpoint import weight_files
+from mops_fl.base.identity import signature
+from mops_fl.base.load import writing
 from mops_fl.compression.manifest import FILE, Manifest, PrunedLayer, read_manifest
 from mops_fl.compression.pattern import is_prunable, pattern_fault, value_fault, zero_fraction
 from mops_fl.compression_spec import Compression
@@ -25,15 +29,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every tensor in the folder's safetensors files, memory-mapped.
+    """Name and value of every tensor of a folder in safetensors, memory-mapped.
 
     Raises:
-        ModelError: there are no such files, or one is damaged.
+        ModelError: there are no weights, or a file is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} has no *.safetensors: give a Hugging Face folder that has")
-    for file in files:
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
@@ -78,10 +79,11 @@ def write_weights(
         else:
             state[name] = stored
             untouched[name] = tensor_digest(stored)
-    save_torch_state_dict(state, folder)
-    for file in base.iterdir():
-        if file.suffix in _COPIED and file.name not in (_INDEX, FILE) and file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    with writing(folder):
+        save_torch_state_dict(state, folder)
+        for file in base.iterdir():
+            if file.suffix in _COPIED and file.name not in (_INDEX, FILE) and file.is_file():
+                shutil.copyfile(file, folder / file.name)
     return layers, untouched, _file_digests(folder)
 
 
@@ -110,14 +112,18 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def load_compressed(folder: Path) -> LlamaForCausalLM:
-    """A compressed model on the CPU, in the type it is stored in, once `verify` has passed.
+def verify_once(folder: Path) -> None:
+    """`verify`, once in this process for the same files.
 
     Raises:
-        ModelError: it is not as its manifest says.
+        ModelError: as `verify`.
     """
+    _verified(folder, signature([file for file in sorted(folder.iterdir()) if file.is_file()]))
+
+
+@lru_cache
+def _verified(folder: Path, _files: str) -> None:
     verify(folder)
-    return LlamaForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
 
 
 def _fault(name: str, tensor: torch.Tensor, manifest: Manifest) -> str:
@@ -141,6 +147,8 @@ def _refusal(folder: Path, fault: str) -> ModelError:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     found = _file_digests(folder)
+    for stray in sorted(set(folder.glob("*.safetensors")).difference(weight_files(folder))):
+        raise _refusal(folder, f"{stray.name} is unknown to the manifest")
     for name in sorted(found.keys() | manifest.files.keys()):
         if name not in found:
             raise _refusal(folder, f"{name} is missing")

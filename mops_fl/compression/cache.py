@@ -6,21 +6,21 @@ compression of the same model finds it.
 
 import hashlib
 import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from mops_fl.base.source import Source, digest
+from mops_fl.base.checkpoint import weight_files
+from mops_fl.base.identity import digest
+from mops_fl.base.source import Source
 from mops_fl.compression.calibration import Calibration
 from mops_fl.compression.manifest import FILE, FORMAT, read_manifest
 from mops_fl.compression_spec import Compression
 from mops_fl.errors import ConfigError, ModelError, RunError
-from mops_fl.files import cache_folder, made_once
+from mops_fl.files import cache_folder, check_disk, made_once
 
-_SLACK = 64 * 1024**2
-"""Bytes kept free beside the weights, for the tokenizer and the manifest."""
+_LIBRARIES = ("llmcompressor", "compressed-tensors", "torch", "transformers")
 
 
 def ensure(
@@ -56,28 +56,33 @@ def ensure(
         )
     if (base / FILE).is_file():
         raise ModelError(f"{base} is compressed already (it has {FILE}): give its base model")
-    key = cache_key(base, compression, calibration)
+    device = torch.device(device)
+    key = cache_key(base, compression, calibration, device)
     target = out or cache_folder() / "compressed" / key
     if not target.is_dir():
-        _check_disk(base, target)
+        needed = sum(file.stat().st_size for file in weight_files(base))
+        check_disk(target, needed, "the compressed model")
     with made_once(target) as made:
         if made.folder is None:
             _check_is(made.target, key)
         else:
             from mops_fl.compression.make import make
 
-            make(base, compression.pruned_only, calibration, torch.device(device), made.folder, key)
+            make(base, compression.pruned_only, calibration, device, made.folder, key)
     return made.target
 
 
-def cache_key(base: Path, compression: Compression, calibration: Calibration) -> str:
+def cache_key(
+    base: Path, compression: Compression, calibration: Calibration, device: torch.device
+) -> str:
     """A digest of everything that determines the pruned weights, in hexadecimal."""
     facts = {
-        "base": digest(Source(base.resolve())),
+        "base": digest(Source(base)),
         "compression": compression.pruning,
         "calibration": calibration.digest,
         "seed": calibration.seed,
-        "versions": {name: version(name) for name in ("llmcompressor", "torch")},
+        "device": device.type,
+        "versions": {name: version(name) for name in _LIBRARIES},
         "format": FORMAT,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -90,15 +95,3 @@ def _check_is(folder: Path, key: str) -> None:
         f"{folder} exists and holds something else than this compression: remove it, or choose "
         "another --out"
     )
-
-
-def _check_disk(base: Path, target: Path) -> None:
-    needed = sum(file.stat().st_size for file in base.glob("*.safetensors")) + _SLACK
-    there = next(folder for folder in target.absolute().parents if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise RunError(
-            f"not enough disk at {there}: {free / 1e9:.1f} GB are free and the compressed model "
-            f"needs {needed / 1e9:.1f} GB: free some, or put it elsewhere with --out or "
-            "MOPS_FL_CACHE"
-        )

@@ -13,7 +13,7 @@ from mops_fl.config import DataConfig
 from mops_fl.data import Tokenised, load_corpus, tokenise
 from mops_fl.errors import ConfigError, DataError
 from mops_fl.metrics import Tally
-from mops_fl.seeding import numpy_generator
+from mops_fl.seeding import derive, numpy_generator
 
 SAMPLES = 128
 """Rows that SparseGPT sees unless told otherwise; 128 in the paper."""
@@ -77,7 +77,8 @@ def load_calibration(
     """
     if samples < 1:
         raise ConfigError(f"samples={samples}: SparseGPT needs at least 1 calibration row")
-    examples = load_corpus(replace(data, num_samples=0), seed).examples
+    # a stream of its own, so that what is generated is not what a run of the same seed generates
+    examples = load_corpus(replace(data, num_samples=0), derive(seed, "calibration")).examples
     source = f"{data.dataset} {data.data_path}".strip()
     needed = samples + HELD_OUT
     if len(examples) < needed:

@@ -1,23 +1,23 @@
 """Making a compressed model: load, measure, prune, measure again, write, check."""
 
-import contextlib
+import itertools
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from compressed_tensors.offload import remove_dispatch, set_onload_device
-from rich.console import Console
-from rich.progress import Progress
-from transformers import AutoTokenizer, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from mops_fl.base.source import Source, digest
+from mops_fl.activity import doing
+from mops_fl.base.identity import digest
+from mops_fl.base.load import load_llama
+from mops_fl.base.source import Source
+from mops_fl.base.tokenizer import read_tokenizer
 from mops_fl.compression.artifact import verify, write_weights
 from mops_fl.compression.calibration import Calibration, CalibrationRow, answer_tally
 from mops_fl.compression.manifest import Manifest, write_manifest
@@ -48,14 +48,12 @@ def make(
     started = time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    model = LlamaForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True).eval()
-    before = _perplexity(model, calibration, device)
-    with _progress(f"pruning {compression}", model) as advance:
-        rows = [row.ids for row in calibration.rows]
-        prune(model, tokenizer, rows, compression, device=device, progress=advance)
-    after = _perplexity(model, calibration, device)
+    tokenizer, model = read_tokenizer(str(base), base), load_llama(base).eval()
+    with doing("perplexity before pruning"):
+        before = _perplexity(model, calibration, device)
+    _prune(model, tokenizer, calibration, compression, device)
+    with doing("perplexity after pruning"):
+        after = _perplexity(model, calibration, device)
     tokens = sum(len(row.tokens.answer) for row in calibration.held_out)
     layers, untouched, files = write_weights(base, model, compression, folder)
     # llmcompressor leaves the model in a registry of torch.fx for the life of the process.
@@ -63,7 +61,7 @@ def make(
     manifest = Manifest(
         key=key,
         compression=str(compression),
-        base_digest=digest(Source(base.resolve())),
+        base_digest=digest(Source(base)),
         calibration=_described(calibration),
         perplexity={"before": before, "after": after, "tokens": tokens},
         layers=layers,
@@ -76,6 +74,27 @@ def make(
     )
     write_manifest(folder, manifest)
     verify(folder)
+
+
+def _prune(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Calibration,
+    compression: Compression,
+    device: torch.device,
+) -> None:
+    rows = [row.ids for row in calibration.rows]
+    matrices = sum(is_prunable(name) for name, _ in model.named_parameters())
+    counted = itertools.count(1)
+    with doing(f"pruning to {compression}", of=matrices) as on_step:
+        prune(
+            model,
+            tokenizer,
+            rows,
+            compression,
+            device=device,
+            progress=lambda _layer: on_step(next(counted), matrices),
+        )
 
 
 def _perplexity(model: LlamaForCausalLM, calibration: Calibration, device: torch.device) -> float:
@@ -92,16 +111,6 @@ def _perplexity(model: LlamaForCausalLM, calibration: Calibration, device: torch
             "use dtype=float32 or a sound base model"
         )
     return perplexity
-
-
-@contextlib.contextmanager
-def _progress(title: str, model: LlamaForCausalLM) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error, over the matrices to be pruned."""
-    total = sum(is_prunable(name) for name, _ in model.named_parameters())
-    console = Console(file=sys.stderr)
-    with Progress(console=console, redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda _layer: bar.advance(task)
 
 
 def _described(calibration: Calibration) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from mops_fl.data.corpus import Corpus, load_corpus
 from mops_fl.data.examples import Example
-from mops_fl.data.split import Share, split
+from mops_fl.data.split import Holding, Share, evaluated, holding, split
 from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
 
 __all__ = [
     "Corpus",
     "Example",
+    "Holding",
     "Share",
     "Tokenised",
     "TokenisedCorpus",
+    "evaluated",
+    "holding",
     "load_corpus",
     "split",
     "tokenise",

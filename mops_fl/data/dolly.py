@@ -1,10 +1,11 @@
-"""databricks-dolly-15k (Conover et al. 2023), from the hub or from a JSONL file with its schema."""
+"""databricks-dolly-15k (Conover et al. 2023), from the hub or from a file (see `jsonl`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mops_fl.config import DataConfig
 from mops_fl.data import jsonl
-from mops_fl.data.examples import Rows, require_columns
+from mops_fl.data.examples import Rows
 from mops_fl.errors import DataError
 
 HUB_ID = "databricks/databricks-dolly-15k"
@@ -25,27 +26,20 @@ def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[s
     """The rows of `data-path`, or the hub's; tasks are the paper's seven unless `tasks` names some.
 
     Raises:
-        DataError: the file or the hub cannot be read, or the rows do not have the schema.
+        DataError: the file or the hub cannot be read, or the columns are not known.
     """
-    if data.data_path:
-        rows = jsonl.read(Path(data.data_path), owner_column)
-    else:
-        rows = _from_hub(owner_column)
-    return jsonl.collect(rows, data.task_list or TASKS, owner_column)
+    rows = jsonl.read(Path(data.data_path)) if data.data_path else _from_hub()
+    where = f"data-path={data.data_path}" if data.data_path else HUB_ID
+    return jsonl.collect(rows, data.task_list or TASKS, owner_column, where)
 
 
-def _from_hub(owner_column: str) -> list[jsonl.Row]:
+def _from_hub() -> Sequence[object]:
     import datasets  # here, because only this path needs it and it takes a second to import
 
     try:
-        found = datasets.load_dataset(HUB_ID, split="train")
+        return list(datasets.load_dataset(HUB_ID, split="train"))
     except OSError as error:
         raise DataError(
             f"dataset=dolly: the hub's {HUB_ID} cannot be reached ({error}): set data-path to a "
             "JSONL file with Dolly's schema, or use dataset=skills, which needs no download"
         ) from error
-    columns = (*jsonl.COLUMNS, *filter(None, [owner_column]))
-    return [
-        (where := f"{HUB_ID}, row {number}", require_columns(row, columns, where))
-        for number, row in enumerate(found)
-    ]

@@ -1,77 +1,151 @@
-"""JSONL files with Dolly's schema: `instruction`, `context`, `response`, `category`.
+"""JSON files of rows: an object a line, objects spread over lines, or an array; UTF-8.
 
-One JSON object a line, UTF-8; blank lines are passed over and further columns are allowed.
+The schema is recognised by the columns (`columns.py`); further columns are allowed.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mops_fl.config import DataConfig
-from mops_fl.data.examples import Rows, owner_of, require_columns
+from mops_fl.data.columns import Columns, Row, cell, recognise
+from mops_fl.data.examples import (
+    DEFAULT_TASK,
+    RENAMED_TASK,
+    Rows,
+    UnusableError,
+    is_missing,
+    listed,
+    owner_of,
+    task_of,
+)
 from mops_fl.errors import DataError
 
-COLUMNS = ("instruction", "context", "response", "category")
-
-Row = tuple[str, dict[str, object]]
-"""Where a row stands (for error messages), and its columns."""
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[str, ...]]:
     """The rows of `data-path`; tasks are the categories found, sorted, unless `tasks` names some.
 
     Raises:
-        DataError: the file cannot be read or does not have the schema.
+        DataError: the file cannot be read or its columns are not known.
     """
-    rows = read(Path(data.data_path), owner_column)
-    return collect(rows, data.task_list or known_tasks(rows), owner_column)
+    rows = read(Path(data.data_path))
+    return collect(rows, data.task_list, owner_column, f"data-path={data.data_path}")
 
 
-def read(path: Path, owner_column: str = "") -> list[Row]:
-    """All rows of a file.
+def read(path: Path) -> Sequence[object]:
+    """All rows of a file, whatever they are.
 
     Raises:
-        DataError: there is no such file, it is empty, or a line is malformed or lacks a column.
+        DataError: there is no such file, it has no rows, or it is not JSON.
     """
-    rows = []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    rows.append((where, _parse(line, where, owner_column)))
-    except OSError as error:
-        raise DataError(f"data-path={path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"data-path={path} is not UTF-8 text: {error}") from error
+    values = documents(path, f"data-path={path}")
+    rows = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     if not rows:
-        raise DataError(f"data-path={path} is empty: one JSON object a line is needed")
+        raise DataError(f"data-path={path} is empty: JSON objects are needed, one for each row")
     return rows
 
 
-def known_tasks(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The categories found, sorted."""
-    return tuple(sorted({c for _, row in rows if isinstance(c := row["category"], str)}))
+def documents(path: Path, where: str) -> list[object]:
+    """The JSON values that a file holds one after the other.
+
+    Raises:
+        DataError: the file cannot be read, or is not JSON; `where` names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text: {error}") from error
+    decoder, values, line, counted = json.JSONDecoder(), [], 1, 0
+    position = _after_space(text, 0)
+    while position < len(text):
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            place = f"{error.msg} in line {error.lineno} at column {error.colno}"
+            raise DataError(f"{where}, value of line {line}: malformed JSON: {place}") from error
+        except (ValueError, RecursionError):
+            fault = "a number of too many digits, or values too deep in one another"
+            raise DataError(f"{where}, value of line {line}: unusable JSON: {fault}") from None
+        values.append(value)
+        position = _after_space(text, end)
+    return values
 
 
 def collect(
-    rows: Sequence[Row], tasks: tuple[str, ...], owner_column: str
+    found: Sequence[object], wanted: tuple[str, ...], owner_column: str, where: str
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of these tasks as examples."""
-    kept = Rows(known_tasks(rows))
-    for where, row in rows:
-        category = row["category"]
-        if not isinstance(category, str):
-            kept.skipped["category is not text"] += 1
-        elif category in tasks:
-            owner = owner_of(row, owner_column, where)
-            kept.add(row["instruction"], row["context"], row["response"], category, owner)
-    return kept, tasks
+    """The rows of the wanted tasks as examples, and these tasks; those found where none is named.
+
+    Raises:
+        DataError: the columns are not known, or there is no owner column; `where` names the file.
+    """
+    objects = [row for row in found if isinstance(row, Mapping)]
+    columns = recognise(objects, where)
+    _check_column(objects, owner_column, where)
+    skipped, labelled = Counter[str](), []
+    if strange := len(found) - len(objects):
+        skipped["row is not an object"] = strange
+    for row in objects:
+        try:
+            labelled.append((task_of(cell(row, columns.task)), row))
+        except UnusableError as reason:
+            skipped[str(reason)] += 1
+    known = tuple(sorted({task for task, _ in labelled}))
+    tasks = tuple(_named(name) for name in wanted) or known
+    rows = Rows(known, _remarks(columns, objects, known), skipped=skipped)
+    for task, row in labelled:
+        if task in tasks:
+            _add(rows, row, columns, task, owner_column)
+        else:
+            rows.other_tasks += 1
+    return rows, tasks
 
 
-def _parse(line: str, where: str, owner_column: str) -> dict[str, object]:
+def _add(rows: Rows, row: Row, columns: Columns, task: str, owner_column: str) -> None:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from error
-    return require_columns(row, (*COLUMNS, *filter(None, [owner_column])), where)
+        owner = owner_of(row.get(owner_column), owner_column) if owner_column else ""
+        rows.add(*columns.texts(row), task, owner)
+    except UnusableError as reason:
+        rows.skipped[str(reason)] += 1
+
+
+def _named(name: str) -> str:
+    """The task that a name in the configuration means."""
+    try:
+        return task_of(name)
+    except UnusableError as reason:
+        raise DataError(f"tasks={name}: {reason}") from None
+
+
+def _check_column(rows: Sequence[Row], owner_column: str, where: str) -> None:
+    if owner_column and not any(owner_column in row for row in rows):
+        columns = listed(dict.fromkeys(name for row in rows for name in row))
+        raise DataError(f"{where}: no column {owner_column}; columns found: {columns or 'none'}")
+
+
+def _remarks(columns: Columns, rows: Sequence[Row], known: tuple[str, ...]) -> list[str]:
+    remarks = [columns.remark()]
+    if not columns.task:
+        remarks.append(f"no column of a task, so all rows are one task, {DEFAULT_TASK!r}")
+    elif missing := sum(_no_task(row.get(columns.task)) for row in rows):
+        remarks.append(f"{missing:,} rows have no {columns.task} and are task {DEFAULT_TASK!r}")
+    if RENAMED_TASK in known:
+        remarks.append(f"a task with the name of the total is called {RENAMED_TASK!r}")
+    return remarks
+
+
+def _no_task(category: object) -> bool:
+    return is_missing(category) or (isinstance(category, str) and not category.strip())
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    assert match  # the pattern also matches nothing
+    return match.end()

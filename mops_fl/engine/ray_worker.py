@@ -1,4 +1,4 @@
-"""Workers as Ray actors: where they may run, and how they are started there.
+"""Workers as Ray actors: how they are started in their slots.
 
 Flower's own client actors hold all of Ray's CPUs and GPUs from the start and stay idle under this
 engine, so these actors reserve nothing: each is bound to a node and told its device and threads.
@@ -6,66 +6,42 @@ engine, so these actors reserve nothing: each is bound to a node and told its de
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import mops_fl
 from mops_fl.config import Config
 from mops_fl.engine.pool import Shard
+from mops_fl.engine.slots import Slot, slots_of
 from mops_fl.engine.tasks import Served
 from mops_fl.errors import RunError
+from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
 
 _PATIENCE_SECONDS = 120.0
 """How long Flower may take to start Ray or to reach its cluster."""
 
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for one worker."""
-
-    node: str
-    """Ray's id of the machine."""
-    device: str
-    """`cpu` or `cuda:N`, as the processes of that machine count."""
-    threads: int
-    """CPU threads."""
+_START_SECONDS = 600.0
+"""How long a worker's process may take to start and to import what it needs."""
 
 
-def find_slots(device: str) -> list[Slot]:
-    """A slot for each GPU of the Ray cluster that this process is connected to, or for each CPU.
+def find_slots(device: str, threads: int | None) -> list[Slot]:
+    """`slots_of` the Ray cluster that this process is connected to.
 
     ``--workers`` times ``--cpus-per-client`` is the number of CPUs of a Ray that Flower starts.
-
-    Args:
-        device: of the configuration; `auto` takes CPUs only where no node has a GPU, and `cuda:N`
-            that GPU of each node.
 
     Raises:
         RunError: Ray was not started in time.
     """
     _wait_for_ray()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"]]
-    return slots_of({node["NodeID"]: node["Resources"] for node in nodes}, device)
-
-
-def slots_of(nodes: Mapping[str, Mapping[str, float]], device: str) -> list[Slot]:
-    """`find_slots` for nodes by id with their resources, as Ray states them."""
-    gpus, cpus = [], []
-    for node, resources in sorted(nodes.items()):
-        cpu_count, gpu_count = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        names = [f"cuda:{index}" for index in range(gpu_count)]
-        if device.startswith("cuda:"):
-            names = [name for name in names if name == device]
-        gpus += [Slot(node, name, max(1, cpu_count // len(names))) for name in names]
-        cpus += [Slot(node, "cpu", 1)] * cpu_count
-    if device == "cpu" or (device == "auto" and not gpus):
-        return cpus
-    return gpus
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in nodes}
+    slots = slots_of({node["NodeID"]: node["Resources"] for node in nodes}, device, threads)
+    return [replace(slot, host=hosts[slot.node]) for slot in slots]
 
 
 def _wait_for_ray() -> None:
@@ -88,11 +64,29 @@ class _Actor:
         return self._worker.serve(tasks)
 
 
+@dataclass(frozen=True)
+class RayPlace:
+    """Starts workers in one slot."""
+
+    config: Config
+    slot: Slot
+
+    def __call__(self) -> "RayWorker":
+        return RayWorker(self.config, self.slot)
+
+    def __str__(self) -> str:
+        return str(self.slot)
+
+
 class RayWorker:
     """A `CohortWorker` in a process of its own, somewhere in the Ray cluster."""
 
     def __init__(self, config: Config, slot: Slot) -> None:
-        """Start the process; what goes wrong there is raised by `serve`."""
+        """Start the process and wait until it can serve.
+
+        Raises:
+            ray.exceptions.RayError: it could not start, or not in time.
+        """
         options: dict[str, Any] = {
             "num_cpus": 0,
             "max_restarts": 0,
@@ -102,14 +96,23 @@ class RayWorker:
         # ray's types do not know the methods of an actor
         kind: Any = ray.remote(_Actor)
         self._actor: Any = kind.options(**options).remote(config, slot.device, slot.threads)
+        try:
+            ray.get(self._actor.__ray_ready__.remote(), timeout=_START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
 
     def serve(self, tasks: Shard) -> Served:
         """Answer tasks there.
 
         Raises:
-            ray.exceptions.RayError: the process died, could not start, or its device is lost.
+            ray.exceptions.RayError: the process died or cannot be reached any more.
+            Exception: what the `CohortWorker` raised.
         """
-        return ray.get(self._actor.serve.remote(tasks))
+        try:
+            return ray.get(self._actor.serve.remote(tasks))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
 
     def stop(self) -> None:
         """Kill the process."""
@@ -123,6 +126,8 @@ def _environment(slot: Slot) -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": str(slot.threads),
+        WORKERS_VARIABLE: str(slot.workers),
+        GPU_WORKERS_VARIABLE: "1",
         # Ray hides the GPUs from an actor that reserves none.
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
     }

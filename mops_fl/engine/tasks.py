@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from flwr.app import Context, Message, RecordDict
 
+from mops_fl.errors import MopsError, RunError
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,3 +30,12 @@ class Served:
     answers: list[Answer]
     """In the order of the tasks."""
     warnings: list[str]
+
+
+class NotStartedError(RunError):
+    """A worker could not load what every task needs; its tasks were not tried."""
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in words, for those who do not see its traceback."""
+    return str(error) if isinstance(error, MopsError) else f"{type(error).__name__}: {error}"

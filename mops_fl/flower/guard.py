@@ -89,13 +89,14 @@ def kill_all(home: Path, patience: float = 10) -> None:
 def settle(run_dir: Path, verdict: Verdict) -> None:
     """Make the status in `run.json` what it turned out to be.
 
-    A run that wrote down its own failure keeps its own words for it.
+    A run that wrote down its own failure keeps its own words for it, and one that wrote down that
+    it is complete is complete, whatever happened to its processes afterwards.
     """
     path = run_dir / "run.json"
     if not path.is_file():
         return
     facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts.get("status") != verdict.status:
+    if facts.get("status") not in ("completed", verdict.status):
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         facts |= {"status": verdict.status, "error": verdict.error, "finished": finished}
         write_text(path, json.dumps(facts, indent=2) + "\n")

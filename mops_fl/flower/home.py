@@ -15,10 +15,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
-from mops_fl.files import cache_folder
+from mops_fl.files import absolute, cache_folder
+from mops_fl.flower.environment import OURS, passed_on
+from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
 from mops_fl.run.provenance import COMMIT_VARIABLE, commit
+
+_RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path that Ray makes a socket at, below its folder."""
+
+_LONGEST_PARENT = (103 if sys.platform == "darwin" else 107) - len(f"/mops-12345678/{_RAY_SOCKET}")
+"""Bytes in the path of a folder below which Ray can have its own."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,13 @@ class Resources:
     """Client processes at a time; unused with `ray_address`, where the cluster decides."""
     ray_address: str = ""
     """An existing Ray cluster; empty for one that lives as long as the run."""
+
+    @property
+    def workers_per_gpu(self) -> int:
+        """Client processes that share one GPU."""
+        if not 0 < self.gpus_per_client < 1:
+            return 1
+        return min(self.workers, int(1 / self.gpus_per_client))
 
     @property
     def federation_config(self) -> str:
@@ -60,17 +76,17 @@ class Home:
         """A new one in the cache.
 
         Raises:
-            RunError: the cache cannot be written.
+            RunError: the cache cannot be written, or there is no place for Ray's sockets.
         """
+        ray_folder = _ray_folder()
         parent = cache_folder() / "flower"
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=parent)).resolve()
-            # Ray's socket paths must stay short, so its folder is not inside the cache.
-            ray_folder = Path(tempfile.mkdtemp(prefix="mops-", dir=os.environ.get("RAY_TMPDIR")))
-            home = cls(folder, ray_folder, _free_port())
+            home = cls(Path(tempfile.mkdtemp(dir=parent)), ray_folder, _free_port())
             home.work.mkdir()
+            home.activity.mkdir()
         except OSError as error:
+            shutil.rmtree(ray_folder, ignore_errors=True)
             raise RunError(
                 f"cannot write {error.filename or parent}: {error.strerror}; "
                 "MOPS_FL_CACHE names another cache folder"
@@ -81,6 +97,11 @@ class Home:
     def work(self) -> Path:
         """The neutral working directory: Ray's workers would import code that lies there."""
         return self.folder / "work"
+
+    @property
+    def activity(self) -> Path:
+        """Where the processes at work say what they are doing; see `mops_fl.activity`."""
+        return self.folder / "activity"
 
     @property
     def app(self) -> Path:
@@ -124,25 +145,22 @@ class Home:
 
     def environment(self, resources: Resources) -> dict[str, str]:
         """The environment of every process of this launch."""
-        return {
-            **os.environ,
+        inner = passed_on(os.environ, cluster=bool(resources.ray_address))
+        own = {
             "FLWR_HOME": str(self.folder),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "RAY_USAGE_STATS_ENABLED": "0",
+            "MOPS_FL_CACHE": str(cache_folder()),
             COMMIT_VARIABLE: commit(),
+            FOLDER_VARIABLE: str(self.activity),
             "RAY_ADDRESS": resources.ray_address or "local",
-            # What the shell says would give every client so many threads, and other last bits.
-            "OMP_NUM_THREADS": str(resources.cpus_per_client),
             "RAY_TMPDIR": str(self.ray_folder),
-            "PYTHONUNBUFFERED": "1",
-            # Flower's own client would send even 127.0.0.1 through a proxy.
-            **{name: f"127.0.0.1,{os.environ.get(name, '')}" for name in ("NO_PROXY", "no_proxy")},
+            "OMP_NUM_THREADS": str(resources.cpus_per_client),
             # Flower's commands are found even where the virtual environment is not activated.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), inner.get("PATH", "")]),
         }
+        if not resources.ray_address:
+            own[WORKERS_VARIABLE] = str(resources.workers)
+            own[GPU_WORKERS_VARIABLE] = str(resources.workers_per_gpu)
+        return {**inner, **OURS, **own}
 
     def _write_configs(self, flat: Mapping[str, Scalar]) -> None:
         connection: dict[str, Scalar] = {"address": f"127.0.0.1:{self.port}", "insecure": True}
@@ -168,6 +186,48 @@ def _app_parts(app: Path) -> list[Path]:
     # In an installed wheel pyproject.toml lies inside the first package, not beside it.
     root = app if (app / next(iter(packages))).is_dir() else app.parent
     return [app / "pyproject.toml", *(root / package for package in packages)]
+
+
+def _ray_folder() -> Path:
+    """A new private folder below which Ray's sockets can be made.
+
+    Raises:
+        RunError: there is none.
+    """
+    tried = []
+    for parent in _ray_parents():
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="mops-", dir=parent))
+        except OSError as error:
+            tried.append(f"{parent}: {error.strerror}")
+            continue
+        if _takes_sockets(folder):
+            return folder
+        folder.rmdir()
+        tried.append(f"{parent}: too long a path, or no place for sockets")
+    raise RunError(
+        f"Ray finds no folder for its sockets ({'; '.join(tried)}): set TMPDIR to a folder that "
+        f"can be written and whose path has at most {_LONGEST_PARENT} bytes"
+    )
+
+
+def _ray_parents() -> list[Path]:
+    """Where Ray's folder may be, the user's own choice first."""
+    chosen = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")]
+    places = filter(None, [*chosen, "/tmp", "/var/tmp", "/dev/shm"])
+    return list(dict.fromkeys(map(absolute, places)))
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Whether a socket as deep as Ray's can be made below a folder."""
+    probe = folder / ("s" * len(_RAY_SOCKET))
+    with socket.socket(socket.AF_UNIX) as trial:
+        try:
+            trial.bind(os.fsencode(probe))
+        except OSError:
+            return False
+    probe.unlink()
+    return True
 
 
 def _free_port() -> int:

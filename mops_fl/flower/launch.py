@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,8 +20,9 @@ from mops_fl.flower.superlink import SuperLink, read_log, running
 GRACE_SECONDS = 5
 """Time in which Flower learns that a simulation process ended, if that could still say so."""
 
-Watch = Callable[[str], None]
-"""Shows how far the run is; its argument says what else is going on, and is mostly empty."""
+Watch = Callable[[Path, str], None]
+"""Shows how far the run is. Takes the folder where processes say what they are doing, and what else
+is going on, which is mostly empty."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ def launch(app: Path, flat: Mapping[str, Scalar], resources: Resources, watch: W
     home = Home.create()
     home.prepare(app, flat)
     with _signals_raise(), running(home, run_dir, resources) as link:
-        link.verdict = _run(link, run_dir, resources, watch)
+        link.verdict = _run(link, run_dir, resources, partial(watch, home.activity))
     log = run_dir / home.log.name if run_dir.is_dir() else home.log
     return Outcome(link.verdict, log)
 
 
-def _run(link: SuperLink, run_dir: Path, resources: Resources, watch: Watch) -> Verdict:
+def _run(
+    link: SuperLink, run_dir: Path, resources: Resources, watch: Callable[[str], None]
+) -> Verdict:
     try:
         stream = link.start_run(resources.federation_config)
         _follow(link, stream, watch)
@@ -67,7 +71,7 @@ def _run(link: SuperLink, run_dir: Path, resources: Resources, watch: Watch) -> 
         return Verdict("stopped")
 
 
-def _follow(link: SuperLink, stream: subprocess.Popen, watch: Watch) -> None:
+def _follow(link: SuperLink, stream: subprocess.Popen, watch: Callable[[str], None]) -> None:
     """Return when the run's log ends, or when it cannot end any more."""
     last_seen: float | None = None
     while stream.poll() is None and link.alive:
@@ -83,6 +87,9 @@ def _follow(link: SuperLink, stream: subprocess.Popen, watch: Watch) -> None:
 def _judge(link: SuperLink, run_dir: Path) -> Verdict:
     """The verdict on a run whose log has ended."""
     log, run_id = read_log(link.home.log), link.run_id()
+    facts = _facts(run_dir, since=link.home.run_config.stat().st_mtime)
+    if facts.get("status") == "completed":
+        return Verdict("completed")
     if not link.alive:
         return Verdict("failed", "Flower's SuperLink died while the run went on")
     if run_id is None:

@@ -21,6 +21,8 @@ from mops_fl.flower.home import Home, Resources
 START_SECONDS = 60
 """Time that the SuperLink may take to answer; a busy machine needs several seconds."""
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 @dataclass
 class SuperLink:
@@ -97,7 +99,7 @@ class SuperLink:
                 check=False,
                 start_new_session=True,
             )
-            return done.stdout.decode(errors="replace")
+            return _COLOUR.sub("", done.stdout.decode(errors="replace"))
         return ""
 
 
@@ -156,8 +158,9 @@ def _wait_until_it_listens(link: SuperLink) -> None:
 
 
 def read_log(path: Path) -> str:
-    """The text of a log that may still grow."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    """The text of a log that may still grow, without colours."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return _COLOUR.sub("", text)
 
 
 def _is_simulation(process: psutil.Process) -> bool:

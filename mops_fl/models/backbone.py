@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.utils import logging
 
 from mops_fl.base.device import resolve_device
+from mops_fl.base.dtype import resolve_dtype
+from mops_fl.base.load import load_llama
 from mops_fl.config import BackboneConfig
 from mops_fl.models.attention import NAME
 from mops_fl.models.memory import Memory
@@ -79,10 +80,8 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         ConfigError: the device does not exist.
     """
     device = resolve_device(config.device)
-    logging.disable_progress_bar()
-    model = LlamaForCausalLM.from_pretrained(
-        ensure_weights(config), dtype=getattr(torch, config.dtype), local_files_only=True
-    )
+    dtype = resolve_dtype(config.dtype, config.device)
+    model = load_llama(ensure_weights(config), dtype)
     if config.spec.quantisation:
         from mops_fl.compression.quantise import quantise
 

@@ -1,18 +1,19 @@
 """How many examples go through the backbone at once: as many as memory holds.
 
 On the CPU the limit is a constant wherever there is memory for it, because which examples share a
-forward pass decides the last bits of the results. On CUDA it is a share of what is free.
+forward pass decides the last bits of the results. On CUDA it is a share of what is free. What is
+free is divided among the worker processes of the machine, or of the GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-import psutil
 import torch
 from transformers import LlamaConfig
 
 from mops_fl.data import Tokenised
+from mops_fl.machine import WORKERS_VARIABLE, available_memory, workers, workers_per_gpu
 
 CPU_BYTES = 2 * 1024**3
 _SHARE_OF_FREE = 0.45
@@ -102,7 +103,7 @@ class Memory:
             Each group of indices with the function's result.
 
         Raises:
-            torch.OutOfMemoryError: one example alone does not fit.
+            torch.OutOfMemoryError, RuntimeError, MemoryError: one example alone does not fit.
         """
         size = footprint(self._config, self._dtype, self._device, layers)
         waiting = sorted(range(len(examples)), key=lambda i: (examples[i].fed, i))
@@ -157,14 +158,16 @@ class Memory:
             free, _ = torch.cuda.mem_get_info(self._device)
             cached = torch.cuda.memory_reserved(self._device)
             unused = free + cached - torch.cuda.memory_allocated(self._device)
-            return int(_SHARE_OF_FREE * unused)
-        limit, free = CPU_BYTES, int(_SHARE_OF_FREE * psutil.virtual_memory().available)
-        while limit > free:
+            return int(_SHARE_OF_FREE * unused / workers_per_gpu())
+        sharers, free = workers(), available_memory()
+        limit = CPU_BYTES
+        while limit > _SHARE_OF_FREE * free / sharers:
             limit //= 2
         if limit < CPU_BYTES:
             self.warnings.append(
-                f"only {free / _SHARE_OF_FREE / 1e9:.1f} GB of memory are free: fewer examples go "
-                "through the backbone at once, and results may differ in their last bits"
+                f"only {free / 1e9:.1f} GB of memory are free for {sharers} worker processes "
+                f"({WORKERS_VARIABLE}): fewer examples go through the backbone at once, and "
+                "results may differ in their last bits"
             )
         return limit
 
@@ -175,6 +178,15 @@ def _attempt(
     """The function's result, or that memory ran out."""
     try:
         return function(group), None
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_want_of_memory(error):
+            raise
         # A traceback would keep the tensors of the failed attempt alive.
         return None, error.with_traceback(None)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: on the CPU only the words of a RuntimeError tell."""
+    words = ("DefaultCPUAllocator", "not enough memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(word in str(error) for word in words)

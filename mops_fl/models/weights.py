@@ -4,13 +4,17 @@ The one place that knows both.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from mops_fl.base.identity import digest, tokenizer_digest
 from mops_fl.base.prepare import prepared
-from mops_fl.base.source import Source, digest, find, llama_config
+from mops_fl.base.source import Source, find, llama_config
+from mops_fl.base.tokenizer import check_tokenizer
 from mops_fl.compression.manifest import FILE
 from mops_fl.config import BackboneConfig, DataConfig, PromptConfig
 from mops_fl.errors import ConfigError
+from mops_fl.files import cache_folder
 
 CALIBRATION_SEED = 0
 """Decides the calibration rows; not the run's seed, so that runs of all seeds share a backbone."""
@@ -25,7 +29,14 @@ class ModelFacts:
 
     hidden_size: int
     num_layers: int
+    vocab_size: int
+    context: int
+    """Positions that the model was made for."""
     digest: str
+    """Of weights and configuration."""
+    tokenizer_digest: str
+    revision: str
+    """The hub's commit; empty for what does not come from there."""
 
 
 def injection_layer(prompts: PromptConfig, num_layers: int) -> int:
@@ -56,15 +67,25 @@ def ensure_weights(backbone: BackboneConfig) -> Path:
     """
     source = find(backbone.model)
     if (source.path / FILE).is_file():
-        from mops_fl.compression.artifact import verify
+        from mops_fl.compression.artifact import verify_once
 
-        verify(source.path)
+        verify_once(source.path)
     folder = prepared(backbone)
     if not backbone.spec.pruning:
         return folder
+    from mops_fl.compression.artifact import verify_once
+
+    base = Source(folder)
+    made = _pruned(backbone, folder, digest(base) + tokenizer_digest(base), cache_folder())
+    verify_once(made)
+    return made
+
+
+@lru_cache
+def _pruned(backbone: BackboneConfig, base: Path, _content: str, _cache: Path) -> Path:
+    """The pruned model's folder, looked for once in this process for the same base model."""
     from mops_fl.base.device import resolve_device
     from mops_fl.base.tokenizer import load_tokenizer
-    from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
     from mops_fl.compression.calibration import load_calibration
 
@@ -74,10 +95,7 @@ def ensure_weights(backbone: BackboneConfig) -> Path:
         samples=backbone.calibration_samples,
         seed=CALIBRATION_SEED,
     )
-    device = resolve_device(backbone.device)
-    made = ensure(folder, backbone.spec, rows, device=device)
-    verify(made)
-    return made
+    return ensure(base, backbone.spec, rows, device=resolve_device(backbone.device))
 
 
 def calibration_data(backbone: BackboneConfig) -> DataConfig:
@@ -94,27 +112,50 @@ def calibration_data(backbone: BackboneConfig) -> DataConfig:
 
 
 def model_facts(backbone: BackboneConfig) -> ModelFacts:
-    """Size and digest of a base model, without its weights.
+    """Sizes and digests of a base model, without its weights.
 
     Raises:
-        ModelError: there is no such model, it is not a LLaMA, or it has no tokenizer.
+        ModelError: as `ensure_weights`; or its tokenizer cannot be used.
     """
     source = Source(ensure_weights(backbone))
     config = llama_config(backbone.model, source.path)
-    return ModelFacts(config["hidden_size"], config["num_hidden_layers"], digest(source))
+    check_tokenizer(backbone.model, source.path)
+    return ModelFacts(
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        vocab_size=config.get("vocab_size", 32000),
+        context=config.get("max_position_embeddings", 2048),
+        digest=digest(source),
+        tokenizer_digest=tokenizer_digest(source),
+        revision=find(backbone.model).revision,
+    )
 
 
-def check_backbone(backbone: BackboneConfig, prompts: PromptConfig) -> ModelFacts:
+def check_backbone(backbone: BackboneConfig, prompts: PromptConfig, max_length: int) -> ModelFacts:
     """Everything that can be wrong with a base model, found before a run starts.
 
     Raises:
-        ModelError: there is no such model, it is not a LLaMA, or it has no tokenizer.
-        ConfigError: the injection layer or the device does not exist.
+        ModelError: as `model_facts`.
+        ConfigError: the injection layer or the device does not exist, or prompts and examples do
+            not fit into the model's context.
     """
     facts = model_facts(backbone)
     injection_layer(prompts, facts.num_layers)
+    _check_context(prompts, max_length, facts.context)
     if backbone.device not in ("auto", "cpu"):
         from mops_fl.base.device import resolve_device
 
         resolve_device(backbone.device)
     return facts
+
+
+def _check_context(prompts: PromptConfig, max_length: int, context: int) -> None:
+    # `append` keeps P¹ beside the experts' prompts
+    sets = 2 if prompts.injection == "append" and prompts.pretrain_prompt_steps else 1
+    vectors = sets * prompts.num_prompts
+    if vectors + max_length > context:
+        raise ConfigError(
+            f"max-length={max_length} and {vectors} prompt vectors are {vectors + max_length} "
+            f"positions, but the model's context (max_position_embeddings) has {context}: set "
+            f"max-length to at most {context - vectors}, or use fewer prompts"
+        )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -20,17 +21,29 @@ from mops_fl.errors import RunError
 from mops_fl.files import replacing, write_text
 from mops_fl.wire.records import Tensors
 
-COLUMNS = {
-    "rounds.csv": ("round", "task", "nll", "tokens", "perplexity"),
-    "train.csv": (
-        *("round", "clients", "failures", "steps", "nll", "tokens"),
-        *("seconds", "bytes_up", "bytes_down"),
-    ),
-    "clients.csv": ("round", "partition", "examples", "steps", "nll", "tokens", "seconds"),
-    "gate.csv": ("round", "task", "expert", "weight"),
-    "partition.csv": ("partition", "task", "train", "test"),
+Kind = type[int] | type[float] | type[str]
+
+COLUMNS: dict[str, dict[str, Kind]] = {
+    "rounds.csv": {"round": int, "task": str, "nll": float, "tokens": int, "perplexity": float},
+    "train.csv": {
+        **{"round": int, "clients": int, "failures": int, "steps": int, "nll": float},
+        **{"tokens": int, "seconds": float, "bytes_up": int, "bytes_down": int},
+    },
+    "evaluations.csv": {
+        **{"round": int, "clients": int, "failures": int, "tokens": int},
+        **{"seconds": float, "bytes_down": int},
+    },
+    "clients.csv": {
+        **{"round": int, "partition": int, "examples": int, "steps": int},
+        **{"nll": float, "tokens": int, "seconds": float},
+    },
+    "gate.csv": {"round": int, "task": str, "expert": int, "weight": float},
+    "partition.csv": {"partition": int, "task": str, "train": int, "test": int},
 }
-"""The tables of a run folder."""
+"""The tables of a run folder, and what their cells hold."""
+
+FACTS = ("method", "status", "config", "seed")
+"""The keys of `run.json` that every reader may rely on."""
 
 
 class RunFolder:
@@ -66,13 +79,11 @@ class RunFolder:
         """Open a run to carry it on after its last whole round.
 
         Raises:
-            RunError: there is no run, it is complete, or its configuration is another.
+            RunError: there is no run that can be read, it is complete, or its configuration is
+                another.
         """
         folder = cls(path)
-        try:
-            folder.facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"run-dir={str(path)!r} has no readable run.json: {error}") from error
+        folder.facts = read_facts(path)
         if folder.facts["status"] == "completed":
             raise RunError(f"run-dir={str(path)!r} is complete: there is nothing to resume")
         for key, value in folder.facts["config"].items():
@@ -81,28 +92,28 @@ class RunFolder:
                     f"{key}={config.get(key)!r} but the run in {path} has {value!r}: "
                     "a run is resumed with its own configuration"
                 )
-        last = folder.last_round()
-        for name in COLUMNS:
-            folder._rows[name] = folder._read_rows(name, last)
+        folder.facts.setdefault("id", uuid4().hex)
+        folder._drop_after(folder.last_round())
         folder.update(status="running", error=None, finished=None)
         return folder
 
     def update(self, **facts: Any) -> None:
-        """Write facts into run.json."""
-        self.facts.update(facts)
+        """Write facts into run.json, and the totals as they stand in the tables."""
+        self.facts |= {**facts, **self._totals()}
         write_text(self.path / "run.json", json.dumps(self.facts, indent=2) + "\n")
 
     def add_rows(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
         """Append rows to one of the tables in `COLUMNS`."""
-        table = self._rows.setdefault(name, [])
-        table.extend(rows)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS[name], *table])
-        write_text(self.path / name, text.getvalue())
+        self._write_rows(name, [*self._rows.get(name, []), *rows])
 
     def tasks(self) -> list[str]:
         """Task names in the order of partition.csv, which is that of the experts."""
         return list(dict.fromkeys(str(row[1]) for row in self._rows.get("partition.csv", [])))
+
+    def last_trained(self) -> dict[int, int]:
+        """The last round in which each client trained, by partition id."""
+        rows = self._rows.get("clients.csv", [])
+        return {int(row[1]): int(row[0]) for row in rows}
 
     def save_checkpoint(self, server_round: int, tensors: Tensors) -> None:
         """Write all tensors that a later round needs, and make the round whole."""
@@ -128,15 +139,106 @@ class RunFolder:
     def _checkpoint(self, server_round: int) -> Path:
         return self.path / "checkpoints" / f"round-{server_round:03d}.safetensors"
 
-    def _read_rows(self, name: str, last: int) -> list[Sequence[Any]]:
-        file = self.path / name
-        if not file.is_file():
-            return []
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows: list[Sequence[Any]] = [*csv.reader(stream)][1:]
-        if COLUMNS[name][0] != "round":
-            return rows
-        return [row for row in rows if int(row[0]) <= last]
+    def _write_rows(self, name: str, rows: list[Sequence[Any]]) -> None:
+        self._rows[name] = rows
+        write_text(self.path / name, "".join(map(csv_line, [tuple(COLUMNS[name]), *rows])))
+
+    def _drop_after(self, last: int) -> None:
+        """Read the tables back, without what was written after the last whole round.
+
+        What has no round, as who holds what, is written before round 0.
+        """
+        for name, columns in COLUMNS.items():
+            if not (self.path / name).is_file():
+                continue
+            rows: list[Sequence[Any]] = [*read_table(self.path / name, columns)]
+            whole = [row for row in rows if (row[0] if "round" in columns else 0) <= last]
+            self._rows[name] = rows
+            if len(whole) < len(rows):
+                self._write_rows(name, whole)
+        if last < 0:
+            self.facts.pop("pretraining", None)
+        missing = self.facts.get("evaluation_failures", {})
+        for server_round in [number for number in missing if int(number) > last]:
+            del missing[server_round]
+
+    def _totals(self) -> dict[str, float]:
+        """Seconds and bytes of pretraining, training and evaluation."""
+        totals = {"seconds": 0.0, "bytes_up": 0, "bytes_down": 0}
+        totals |= self.facts.get("pretraining", {})
+        for name in ("train.csv", "evaluations.csv"):
+            for row in self._rows.get(name, []):
+                cells = dict(zip(COLUMNS[name], row, strict=True))
+                for key in totals.keys() & cells.keys():
+                    totals[key] += cells[key]
+        return {**totals, "seconds": round(totals["seconds"], 3)}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a run folder's `run.json` says.
+
+    Raises:
+        RunError: it is not a run folder, or its `run.json` is malformed.
+    """
+    path = folder / "run.json"
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a run folder: there is no such folder")
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run folder: it has no {path.name}")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+    missing = [key for key in FACTS if not isinstance(facts, dict) or key not in facts]
+    if missing:
+        raise RunError(f"{path} is not a run's: it lacks {', '.join(missing)}")
+    return facts
+
+
+def read_table(path: Path, columns: Mapping[str, Kind]) -> list[tuple[Any, ...]]:
+    """The rows of a CSV file, each cell of its column's type; text is taken as it stands.
+
+    Raises:
+        RunError: the file is missing or malformed, or its columns are others.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            lines = [line for line in csv.reader(stream) if line]
+    except FileNotFoundError:
+        raise RunError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+    header, *rows = lines or [[]]
+    if header != [*columns]:
+        raise RunError(
+            f"{path} has the columns {', '.join(header) or 'none'}; expected {', '.join(columns)}"
+        )
+    return [_typed(path, columns, row) for row in rows]
+
+
+def _typed(path: Path, columns: Mapping[str, Kind], row: Sequence[str]) -> tuple[Any, ...]:
+    if len(row) != len(columns):
+        raise RunError(f"{path}: a row has {len(row)} cells instead of {len(columns)}: {row}")
+    cells = []
+    for (name, kind), text in zip(columns.items(), row, strict=True):
+        try:
+            cells.append(kind(text))
+        except ValueError:
+            raise RunError(
+                f"{path}: column {name} holds {text!r}, which is not "
+                f"{'a whole number' if kind is int else 'a number'}"
+            ) from None
+    return tuple(cells)
+
+
+def csv_line(cells: Sequence[Any]) -> str:
+    """A line of a CSV file. Cells that hold a carriage return are quoted as well.
+
+    The module `csv` quotes only what its own end of line holds, hence its default end here.
+    """
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def now() -> str:

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mops_fl.errors import RunError
-from mops_fl.files import replacing
-from mops_fl.metrics import TOTAL
+from mops_fl.pictures import plain, save
 from mops_fl.run.results import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,20 +30,26 @@ def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) 
     With `per_task` there is one panel for each task, all on the same axes.
 
     Raises:
-        RunError: a run folder cannot be read, there is none, or `path` cannot be written.
+        RunError: a run folder cannot be read, there is nothing to draw, or `path` cannot be
+            written.
     """
     read = [Run.read(Path(folder)) for folder in runs]
     if not read:
         raise RunError("there is no run to plot")
-    tasks = list(dict.fromkeys(task for run in read for task in run.tasks)) if per_task else [TOTAL]
+    tasks: list[str | None] = [None]
+    if per_task:
+        tasks = [*dict.fromkeys(task for run in read for task in run.tasks)]
+    if not tasks:
+        raise RunError("there is no task to plot")
     columns = min(len(tasks), 4)
     rows = math.ceil(len(tasks) / columns)
-    size = (2.4 * columns + 0.8, 1.9 * rows + 1.0) if per_task else (6.4, 4.0)
-    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
+    width, height = (2.4 * columns + 0.8, 1.9 * rows + 0.8) if per_task else (6.4, 3.8)
+    legend = 0.19 * len(read)
+    figure = Figure(figsize=(width, height + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
         _draw_curves(panel, read, task)
-        if per_task:
+        if task is not None:
             panel.set_title(_short(task), fontsize=9, loc="left")
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
@@ -55,10 +59,11 @@ def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) 
     if not per_task:
         _label_ends(panels[0], [run.perplexity() for run in read])
     figure.supxlabel("round", fontsize=10)
-    figure.supylabel("perplexity on answer tokens", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", fontsize=9, frameon=False)
-    _save(figure, path)
+    beside = 0.5 * height / (height + legend)
+    figure.supylabel("perplexity on answer tokens", fontsize=10, y=beside)
+    labels = [plain(run.label, limit=int(10 * width)) for run in read]
+    figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
+    save(figure, Path(path))
 
 
 def gate_figure(run: Path, path: Path) -> None:
@@ -68,37 +73,37 @@ def gate_figure(run: Path, path: Path) -> None:
         RunError: the run folder cannot be read, or `path` cannot be written.
     """
     read = Run.read(Path(run))
-    order = list(read.gate["task"].unique())
+    shown = sorted({read.gate["round"].min(), read.gate["round"].max()})
+    drawn = read.gate[read.gate["round"].isin(shown)]
+    order, columns = drawn["task"].unique(), sorted(drawn["expert"].unique())
     weights = {
-        number: rows.pivot(index="task", columns="expert", values="weight").loc[order]
-        for number, rows in read.gate.groupby("round")
+        number: rows.pivot(index="task", columns="expert", values="weight")
+        .reindex(index=order, columns=columns)
+        .to_numpy()
+        for number, rows in drawn.groupby("round")
     }
-    shown = sorted({min(weights), max(weights)})
-    tasks, experts = weights[shown[0]].shape
-    top = max(float(weights[number].max(axis=None)) for number in shown)
-    figure = Figure(
-        figsize=(1.7 + len(shown) * max(0.52 * experts, 2.2), 1.3 + 0.36 * tasks),
-        layout="constrained",
-        dpi=DPI,
-    )
+    tasks, experts = len(order), len(columns)
+    top = float(drawn["weight"].max())
+    width = 1.7 + len(shown) * max(0.52 * experts, 2.2)
+    figure = Figure(figsize=(width, 1.3 + 0.36 * tasks), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, number in zip(panels, shown, strict=True):
         image = panel.imshow(weights[number], cmap="Blues", vmin=0, vmax=top, aspect="auto")
-        _annotate(panel, weights[number].to_numpy(), top)
+        _annotate(panel, weights[number], top)
         title = "before training" if number == 0 else f"after round {number}"
         panel.set_title(title, fontsize=10, loc="left")
-        panel.set_xticks(range(experts), [str(e) for e in weights[number].columns])
-        panel.set_yticks(range(tasks), [_short(t) for t in weights[number].index])
+        panel.set_xticks(range(experts), [str(expert) for expert in columns])
+        panel.set_yticks(range(tasks), [_short(task) for task in order])
         panel.set_xlabel("expert")
         panel.tick_params(length=0, labelsize=9)
         panel.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=list(panels), pad=0.02, label="mean gate weight")
     bar.outline.set_visible(False)
-    figure.suptitle(read.label, fontsize=10, x=0.01, ha="left")
-    _save(figure, path)
+    figure.suptitle(plain(read.label, limit=int(9 * width)), fontsize=10, x=0.01, ha="left")
+    save(figure, Path(path))
 
 
-def _draw_curves(panel: Axes, runs: Sequence[Run], task: str) -> None:
+def _draw_curves(panel: Axes, runs: Sequence[Run], task: str | None) -> None:
     for index, run in enumerate(runs):
         series = run.perplexity(task)
         panel.plot(
@@ -109,7 +114,6 @@ def _draw_curves(panel: Axes, runs: Sequence[Run], task: str) -> None:
             markersize=3.5,
             markevery=max(1, len(series) // 25),
             linewidth=1.5,
-            label=run.label,
         )
     panel.grid(axis="y", color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -120,7 +124,7 @@ def _draw_curves(panel: Axes, runs: Sequence[Run], task: str) -> None:
 
 
 def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:
-    finite = [y for curve in curves for y in curve if math.isfinite(y)]
+    finite = [y for curve in curves for y in curve if math.isfinite(y) and y > 0]
     if finite and max(finite) / min(finite) >= LOG_FROM:
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -154,6 +158,8 @@ def _label_ends(panel: Axes, curves: Sequence[pd.Series]) -> None:
 
 def _annotate(panel: Axes, weights: np.ndarray, top: float) -> None:
     for (row, column), weight in np.ndenumerate(weights):
+        if math.isnan(weight):
+            continue
         panel.text(
             column,
             row,
@@ -165,15 +171,5 @@ def _annotate(panel: Axes, weights: np.ndarray, top: float) -> None:
         )
 
 
-def _short(task: str, limit: int = 26) -> str:
-    text = task.replace("_", " ")
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = Path(path).suffix.lstrip(".").lower()
-    kinds = FigureCanvasAgg(figure).get_supported_filetypes()
-    if kind not in kinds:
-        raise RunError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format=kind, dpi=200)
+def _short(task: str) -> str:
+    return plain(task.replace("_", " "), limit=26)

@@ -6,6 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from mops_fl.config import app_folder
+from mops_fl.machine import cores
 
 COMMIT_VARIABLE = "MOPS_FL_COMMIT"
 """Environment variable that carries the commit to where there is no checkout."""
@@ -54,4 +55,4 @@ def machine() -> dict[str, str | int]:
             model = names[0] if names else model
     except OSError:
         pass
-    return {"processor": model, "cores": os.cpu_count() or 1}
+    return {"processor": model, "cores": cores()}

@@ -1,6 +1,7 @@
 """Turns what a strategy and a Grid report into the run folder's files."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 
 from mops_fl.config import Config
@@ -20,9 +21,8 @@ class Recorder:
         self._config, self._folder = config, folder
         self._round, self._first_round = max(first_round, 0), max(first_round, 0)
         self._phase = "starting"
-        self._phase_start = self._start = time.monotonic()
-        self._earlier_seconds = folder.facts.get("seconds", 0.0)
-        self._durations: dict[str, list[float]] = {"training": [], "evaluating": []}
+        self._phase_start = time.monotonic()
+        self._durations: defaultdict[str, list[float]] = defaultdict(list)
         self._train_loss: float | None = None
         self._perplexity: float | None = None
 
@@ -35,11 +35,17 @@ class Recorder:
                 self._round += 1
         self._write_progress(done, of)
 
+    def on_pretrain(self, bytes_up: int, bytes_down: int) -> None:
+        """Write what came before round 0: its time, and the bytes of its tensors."""
+        seconds = round(self._end_phase(), 3)
+        pretraining = {"seconds": seconds, "bytes_up": bytes_up, "bytes_down": bytes_down}
+        self._folder.update(pretraining=pretraining)
+
     def on_train(self, result: TrainRound) -> None:
         """Write a round's training."""
         seconds = self._end_phase()
         whole = sum((row.tally for row in result.rows), Tally())
-        self._train_loss = whole.nll / whole.tokens
+        self._train_loss = whole.nll / whole.tokens if whole.tokens else None
         row = (
             *(result.server_round, len(result.rows), len(result.failures)),
             *(sum(row.steps for row in result.rows), whole.nll, whole.tokens),
@@ -56,15 +62,19 @@ class Recorder:
                 for r in result.rows
             ),
         )
-        self._count_bytes(result.bytes_up, result.bytes_down)
 
     def on_evaluate(self, result: EvaluateRound) -> None:
         """Write a round's evaluation."""
-        self._end_phase()
+        seconds = self._end_phase()
         overall = total(result.tallies)
         order = self._folder.tasks()
         tasks = [task for task in order if task in result.tallies]
         self._perplexity = overall.perplexity
+        row = (
+            *(result.server_round, result.clients, len(result.failures), overall.tokens),
+            *(round(seconds, 3), result.bytes_down),
+        )
+        self._folder.add_rows("evaluations.csv", [row])
         self._folder.add_rows(
             "rounds.csv",
             (
@@ -76,37 +86,29 @@ class Recorder:
             rows = (
                 (result.server_round, task, expert, weight)
                 for task in tasks
+                if task in result.gate
                 for expert, weight in enumerate(result.gate[task].mean)
             )
             self._folder.add_rows("gate.csv", rows)
         if result.failures:
             missing = self._folder.facts.setdefault("evaluation_failures", {})
             missing[str(result.server_round)] = {str(p): w for p, w in result.failures.items()}
-        self._count_bytes(0, result.bytes_down)
 
     def on_round_end(self, server_round: int, tensors: Tensors) -> None:
         """Write the checkpoint that makes a round whole."""
         self._folder.save_checkpoint(server_round, tensors)
-        self._folder.update(rounds_done=server_round, seconds=self._seconds())
+        self._folder.update(rounds_done=server_round)
 
     def finish(self, **facts: object) -> None:
         """Write how the run ended."""
         self._phase = "finished"
-        self._folder.update(seconds=self._seconds(), **facts)
+        self._folder.update(**facts)
         self._write_progress(0, 0)
-
-    def _seconds(self) -> float:
-        return round(self._earlier_seconds + time.monotonic() - self._start, 3)
 
     def _end_phase(self) -> float:
         seconds = time.monotonic() - self._phase_start
         self._durations[self._phase].append(seconds)
         return seconds
-
-    def _count_bytes(self, up: int, down: int) -> None:
-        facts = self._folder.facts
-        facts["bytes_up"] = facts.get("bytes_up", 0) + up
-        facts["bytes_down"] = facts.get("bytes_down", 0) + down
 
     def _write_progress(self, done: int, of: int) -> None:
         self._folder.progress(

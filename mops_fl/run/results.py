@@ -1,6 +1,5 @@
 """Reading run folders: what the plots, tables and comparisons stand on. Nothing here writes."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +9,7 @@ import pandas as pd
 
 from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
-from mops_fl.run.folder import COLUMNS
-
-FACTS = ("method", "status", "config", "seed")
-"""The keys of `run.json` that every reader may rely on."""
+from mops_fl.run.folder import COLUMNS, read_facts, read_table
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,7 @@ class Run:
         Raises:
             RunError: it is not a run folder, or its `run.json` is malformed.
         """
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not a run folder: there is no such folder")
-        return cls(folder, _read_facts(folder / "run.json"))
+        return cls(folder, read_facts(folder))
 
     @property
     def name(self) -> str:
@@ -51,13 +45,14 @@ class Run:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """Perplexity per evaluated round and task, with task `all` for the total.
+        """Perplexity per evaluated round and task; the first row of each round is the total.
 
         Raises:
             RunError: `rounds.csv` is missing, malformed or has no evaluated round.
         """
-        table = _read_table(self.folder, "rounds")
-        if TOTAL not in set(table["task"]):
+        table = self._table("rounds.csv")
+        totals = table[self._is_total(table)]
+        if table.empty or (totals["task"] != TOTAL).any():
             raise RunError(f"{self.folder / 'rounds.csv'} has no row for the task {TOTAL!r}")
         return table
 
@@ -68,7 +63,7 @@ class Run:
         Raises:
             RunError: `train.csv` is missing or malformed.
         """
-        return _read_table(self.folder, "train")
+        return self._table("train.csv")
 
     @cached_property
     def gate(self) -> pd.DataFrame:
@@ -77,49 +72,39 @@ class Run:
         Raises:
             RunError: `gate.csv` is missing, malformed or empty.
         """
-        table = _read_table(self.folder, "gate")
+        table = self._table("gate.csv")
         if table.empty:
             raise RunError(f"{self.folder / 'gate.csv'} has no rows: no round was evaluated")
         return table
 
-    def perplexity(self, task: str = TOTAL) -> pd.Series:
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """Replies, time and bytes per evaluated round; empty in a folder of an older version.
+
+        Raises:
+            RunError: `evaluations.csv` is malformed.
+        """
+        if not (self.folder / "evaluations.csv").is_file():
+            return pd.DataFrame(columns=[*COLUMNS["evaluations.csv"]])
+        return self._table("evaluations.csv")
+
+    def perplexity(self, task: str | None = None) -> pd.Series:
         """Perplexity per round of one task, or of all together; rounds are the index."""
-        rows = self.rounds[self.rounds["task"] == task]
-        return rows.set_index("round")["perplexity"].sort_index()
+        total = self._is_total(self.rounds)
+        wanted = total if task is None else ~total & (self.rounds["task"] == task)
+        return self.rounds[wanted].set_index("round")["perplexity"].sort_index()
 
     @property
     def tasks(self) -> list[str]:
         """The tasks that were evaluated."""
-        return [task for task in self.rounds["task"].unique() if task != TOTAL]
+        return [*self.rounds[~self._is_total(self.rounds)]["task"].unique()]
 
+    @staticmethod
+    def _is_total(rounds: pd.DataFrame) -> pd.Series:
+        """The rows of the total, by their place: a task may have its name."""
+        return ~rounds["round"].duplicated()
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunError(f"{path.parent} is not a run folder: it has no {path.name}")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-    missing = [key for key in FACTS if not isinstance(facts, dict) or key not in facts]
-    if missing:
-        raise RunError(f"{path} is not a run's: it lacks {', '.join(missing)}")
-    return facts
-
-
-def _read_table(folder: Path, name: str) -> pd.DataFrame:
-    path = folder / f"{name}.csv"
-    if not path.is_file():
-        raise RunError(f"{folder} has no {path.name}")
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-    wanted = COLUMNS[path.name]
-    if tuple(table.columns) != wanted:
-        raise RunError(
-            f"{path} has the columns {', '.join(table.columns)}; expected {', '.join(wanted)}"
-        )
-    for column in wanted:
-        if column != "task" and not pd.api.types.is_numeric_dtype(table[column]):
-            raise RunError(f"{path}: column {column} holds something that is not a number")
-    return table
+    def _table(self, name: str) -> pd.DataFrame:
+        columns = COLUMNS[name]
+        rows = read_table(self.folder / name, columns)
+        return pd.DataFrame(rows, columns=[*columns]).astype(columns)

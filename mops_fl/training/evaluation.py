@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mops_fl.activity import OnStep
 from mops_fl.data import Tokenised
 from mops_fl.metrics import GateSum, Tally
 from mops_fl.models.mixture import Mixture
@@ -29,7 +30,10 @@ def evaluate(mixture: Mixture, trainable: Trainable, examples: Sequence[Tokenise
 
 @torch.no_grad()
 def evaluate_clients(
-    mixture: Mixture, trainable: Trainable, held_out: Sequence[Sequence[Tokenised]]
+    mixture: Mixture,
+    trainable: Trainable,
+    held_out: Sequence[Sequence[Tokenised]],
+    on_step: OnStep = lambda _done, _of: None,
 ) -> list[Evaluation]:
     """Evaluate the examples of several clients together, batched by length.
 
@@ -37,6 +41,7 @@ def evaluate_clients(
         mixture: the forward pass.
         trainable: the tensors of each client, or one set for all of them.
         held_out: the examples of each client.
+        on_step: called after every batch with the number of examples evaluated, and of all.
 
     Returns:
         One result a client, in the same order.
@@ -46,6 +51,7 @@ def evaluate_clients(
     owners = [0] * len(examples) if len(trainable.prompts) == 1 else clients.tolist()
     losses = [0.0] * len(examples)
     gates: list[tuple[float, ...]] = [()] * len(examples)
+    done = 0
 
     def forward(group: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, states, features = mixture.prepare([examples[i] for i in group])
@@ -58,6 +64,8 @@ def evaluate_clients(
             shares = gate / gate.sum(-1, keepdim=True)
             for index, weights in zip(group, shares.tolist(), strict=True):
                 gates[index] = tuple(weights)
+        done += len(group)
+        on_step(done, len(examples))
     parts = [np.flatnonzero(clients == client) for client in range(len(held_out))]
     return [_summed([(examples[i], losses[i], gates[i]) for i in part]) for part in parts]
 

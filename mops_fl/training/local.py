@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from mops_fl.activity import OnStep
 from mops_fl.config import TrainConfig
 from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
@@ -66,6 +67,7 @@ def train(
     config: TrainConfig,
     *,
     train_gate: bool = True,
+    on_step: OnStep = lambda _done, _of: None,
 ) -> list[LocalResult]:
     """Local steps of C clients, each from its own tensors on its own examples.
 
@@ -78,6 +80,7 @@ def train(
         data: examples and order of each client.
         config: steps, batch size, learning rate.
         train_gate: whether the gate, where there is one, is trained.
+        on_step: called after every step with the number of steps taken, and of all.
 
     Returns:
         One result a client, in the same order.
@@ -105,6 +108,7 @@ def train(
             sums.index_add_(0, torch.tensor([owner[i] for i in group], device=device), nll)
         optimiser.step()
         optimiser.zero_grad()
+        on_step(step + 1, config.local_steps)
     seconds = (time.perf_counter() - start) / len(clients)
     return [
         LocalResult(

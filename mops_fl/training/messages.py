@@ -1,158 +1,198 @@
 """From a message to a client's work, and from its result to the reply.
 
-The ClientApp and the cohort engine differ in how they compute; what they read and what they send
-is this module's. A client's own gate (`gate-sync=local`) is kept in its context and beside a run.
+The ClientApp and the cohort engine differ in how many clients they serve at once; what a message
+asks for, what is done and what is answered is this module's, one `Action` for each kind of message.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from safetensors.numpy import load_file, save_file
+from flwr.app import Context, Message, RecordDict
 
-from mops_fl.config import Config
-from mops_fl.files import replacing
-from mops_fl.wire.records import (
-    ARRAYS,
-    CONFIG,
-    EXAMPLES,
-    FROZEN,
-    GATE,
-    METRICS,
-    PARTITION,
-    ROUND,
-    SECONDS,
-    STEPS,
-    Tensors,
-    from_array_record,
-    put_gate_sums,
-    put_tallies,
-    to_array_record,
-    whole,
+from mops_fl.errors import RunError
+from mops_fl.training import local_gate
+from mops_fl.wire.parsing import Fault, parse
+from mops_fl.wire.records import PARTITION, Shapes, Tensors
+from mops_fl.wire.replies import Description, Evaluated, Pretrained, Trained
+from mops_fl.wire.requests import (
+    DESCRIBE,
+    EVALUATE,
+    PRETRAIN,
+    TRAIN,
+    Assignment,
+    PretrainRequest,
+    RoundRequest,
 )
+from mops_fl.wire.shapes import tensor_shapes
+from strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from mops_fl.training.evaluation import Evaluation
     from mops_fl.training.local import LocalResult
     from mops_fl.training.trainer import Trainer
 
-_LOCAL_GATE = "local-gate"
-
 
 @dataclass(frozen=True)
 class Work:
-    """What a train or evaluate message asks of a client."""
+    """What a message asks of one client."""
 
     partition: int
-    server_round: int
-    tensors: Tensors
-    """All trainable tensors of the method, the gate included."""
-    frozen: Tensors
+    assignment: Assignment | None = None
+    """The round of a train or evaluate message."""
+    tensors: Tensors | None = None
+    """All trainable tensors, the gate included."""
+    frozen: Tensors | None = None
     """P¹, where there is one."""
+    averaged: tuple[str, ...] = ()
+    """Names of the tensors that the reply to a train message holds."""
+
+    @property
+    def together(self) -> Hashable:
+        """The same for works that may share a forward pass: of one round, past the same P¹."""
+        pretrained = {name: value.tobytes() for name, value in (self.frozen or {}).items()}
+        current = self.assignment.server_round if self.assignment else None
+        return current, tuple(pretrained.items())
+
+
+@dataclass(frozen=True)
+class Action:
+    """How one kind of message is answered."""
+
+    read: Callable[[Message, Context, "Trainer"], Work]
+    run: Callable[["Trainer", Sequence[Work]], Sequence[Any]]
+    """A result for each work; a result depends on its own work only."""
+    reply: Callable[[Work, Context, Any], RecordDict]
+
+
+def answer(message: Message, context: Context, trainer: "Trainer") -> Message:
+    """The reply of one client.
+
+    Raises:
+        RunError: the message cannot be used, or the node has no partition id.
+    """
+    action = action_of(message)
+    work = action.read(message, context, trainer)
+    (result,) = action.run(trainer, [work])
+    return Message(action.reply(work, context, result), reply_to=message)
+
+
+def action_of(message: Message) -> Action:
+    """What is done with a message.
+
+    Raises:
+        RunError: its kind is unknown.
+    """
+    kind = message.metadata.message_type
+    if kind not in ACTIONS:
+        raise RunError(f"no client answers messages of type {kind!r}: use the same mops-fl")
+    return ACTIONS[kind]
 
 
 def partition_of(context: Context) -> int:
-    """The client that a context belongs to."""
-    return cast(int, context.node_config[PARTITION])
+    """The client that a context belongs to.
 
-
-def training_work(message: Message, context: Context, config: Config) -> Work:
-    """What a train message asks for: a round's steps from the gate of the round before it."""
-    return _work(message, context, config, 0)
-
-
-def evaluation_work(message: Message, context: Context, config: Config) -> Work:
-    """What an evaluate message asks for: with the gate that the round itself gave."""
-    return _work(message, context, config, 1)
-
-
-def _work(message: Message, context: Context, config: Config, rounds_trained: int) -> Work:
-    records = message.content.array_records
-    current = whole(message.content.config_records[CONFIG], ROUND)
-    frozen = from_array_record(records[FROZEN]) if FROZEN in records else Tensors()
-    gate: Tensors = {name: frozen.pop(name) for name in GATE if name in frozen}
-    if gate and config.prompts.gate_sync == "local":
-        gate |= _kept_gate(context, config, current + rounds_trained)
-    tensors = {**from_array_record(records[ARRAYS]), **gate}
-    return Work(partition_of(context), current, tensors, frozen)
-
-
-def described(message: Message, context: Context, trainer: "Trainer") -> Message:
-    """Which partition this node is, what it holds, and on which model."""
-    partition = partition_of(context)
-    holding, facts = trainer.holding(partition), trainer.model_facts
-    tokenised = trainer.tokenised
-    tasks = list(trainer.corpus.tasks)
-    config = ConfigRecord(
-        {
-            PARTITION: partition,
-            "tasks": tasks,
-            "train": [holding.train[task] for task in tasks],
-            "test": [holding.test[task] for task in tasks],
-            "hidden-size": facts.hidden_size,
-            "num-layers": facts.num_layers,
-            "model-digest": facts.digest,
-            "data-digest": trainer.corpus.digest,
-            "cut-questions": tokenised.cut_questions,
-            "cut-answers": tokenised.cut_answers,
-            "skipped": [f"{count} rows: {why}" for why, count in trainer.corpus.skipped.items()],
-            "device": str(trainer.backbone.device),
-        }
-    )
-    return Message(RecordDict({CONFIG: config}), reply_to=message)
-
-
-def pretrained(message: Message, trainer: "Trainer") -> Message:
-    """What is trained before round 1, on the examples that this process sees."""
-    tensors = trainer.pretrain(from_array_record(message.content.array_records[ARRAYS]))
-    return Message(RecordDict({ARRAYS: to_array_record(tensors)}), reply_to=message)
-
-
-def trained(message: Message, context: Context, config: Config, result: "LocalResult") -> Message:
-    """The tensors that were received, after local steps; others that were trained are kept."""
-    received = message.content.array_records[ARRAYS]
-    kept = {name: value for name, value in result.tensors.items() if name not in received}
-    if kept:
-        current = whole(message.content.config_records[CONFIG], ROUND)
-        _keep_gate(kept, context, config, current)
-    metrics = MetricRecord(
-        {EXAMPLES: result.examples, STEPS: result.steps, SECONDS: result.seconds}
-    )
-    put_tallies(metrics, {"all": result.tally})
-    sent = {name: value for name, value in result.tensors.items() if name in received}
-    return Message(RecordDict({ARRAYS: to_array_record(sent), METRICS: metrics}), reply_to=message)
-
-
-def evaluated(message: Message, result: "Evaluation") -> Message:
-    """Sums of losses and gate weights over the held-out examples."""
-    metrics = MetricRecord()
-    put_tallies(metrics, result.tallies)
-    put_gate_sums(metrics, result.gate)
-    return Message(RecordDict({METRICS: metrics}), reply_to=message)
-
-
-def _gate_folder(context: Context, config: Config) -> Path:
-    return Path(config.run_dir) / "gates" / f"{partition_of(context):04d}"
-
-
-def _keep_gate(gate: Tensors, context: Context, config: Config, current: int) -> None:
-    """Keep this client's gate for its next round, in its context and beside a simulation's run.
-
-    A context ends with its run; the file lets a resumed simulation begin with the same gates.
+    Raises:
+        RunError: the node was not told, or not as a number.
     """
-    context.state[_LOCAL_GATE] = to_array_record(gate)
-    if config.run_dir and Path(config.run_dir).is_dir():
-        with replacing(_gate_folder(context, config) / f"round-{current:03d}.safetensors") as file:
-            save_file({name: np.ascontiguousarray(value) for name, value in gate.items()}, file)
+    partition = context.node_config.get(PARTITION)
+    if type(partition) is not int or partition < 0:
+        raise RunError(
+            f"{PARTITION}={partition!r}: start every node with a number of its own from 0, "
+            f'--node-config "{PARTITION}=0"'
+        )
+    return partition
 
 
-def _kept_gate(context: Context, config: Config, before: int) -> Tensors:
-    """The gate that this client last trained before a round; empty where it has not yet."""
-    kept = context.state.get(_LOCAL_GATE)
-    if isinstance(kept, ArrayRecord):
-        return from_array_record(kept)
-    files = sorted(_gate_folder(context, config).glob("round-*.safetensors"))
-    earlier = [file for file in files if int(file.stem.removeprefix("round-")) < before]
-    return load_file(earlier[-1]) if earlier else {}
+def _shapes(trainer: "Trainer", *, pretrained: bool) -> Shapes:
+    """Of the method's tensors, and of P¹ where there is one."""
+    config, hidden_size = trainer.config, trainer.model_facts.hidden_size
+    gated = STRATEGIES[config.method].gated
+    return tensor_shapes(config.prompts, hidden_size, gated=gated, pretrained=pretrained)
+
+
+def _read(message: Message, read: Callable[[RecordDict], Any]) -> Any:
+    found = parse(message, read)
+    if isinstance(found, Fault):
+        raise RunError(f"a {message.metadata.message_type} message: {found.reason}")
+    return found
+
+
+def _asked(_message: Message, context: Context, _trainer: "Trainer") -> Work:
+    return Work(partition_of(context))
+
+
+def _describe(trainer: "Trainer", works: Sequence[Work]) -> list[Description]:
+    return [trainer.description(work.partition) for work in works]
+
+
+def _described(_work: Work, _context: Context, result: Description) -> RecordDict:
+    return result.content()
+
+
+def _pretraining(message: Message, context: Context, trainer: "Trainer") -> Work:
+    shapes = _shapes(trainer, pretrained=False)
+    request = _read(message, lambda content: PretrainRequest.read(content, shapes))
+    return Work(partition_of(context), tensors=request.tensors)
+
+
+def _pretrain(trainer: "Trainer", works: Sequence[Work]) -> list[Pretrained]:
+    return [Pretrained(trainer.pretrain(work.tensors or {})) for work in works]
+
+
+def _pretrained(_work: Work, _context: Context, result: Pretrained) -> RecordDict:
+    return result.content()
+
+
+def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
+    """A round's work, with the client's own gate where it keeps one."""
+    shapes = _shapes(trainer, pretrained=bool(trainer.config.prompts.pretrain_prompt_steps))
+    request = _read(message, lambda content: RoundRequest.read(content, shapes))
+    gate, frozen = local_gate.split(request.frozen)
+    partition, assignment = partition_of(context), request.assignment
+    if gate and assignment.last_trained and trainer.config.prompts.gate_sync == "local":
+        gate = local_gate.kept(context, partition, assignment)
+    names = tuple(request.tensors)
+    return Work(partition, assignment, {**request.tensors, **gate}, frozen, names)
+
+
+def _train(trainer: "Trainer", works: Sequence[Work]) -> "list[LocalResult]":
+    assignment = works[0].assignment
+    assert assignment is not None
+    return trainer.train_cohort(
+        [work.partition for work in works],
+        assignment.server_round,
+        [work.tensors or {} for work in works],
+        works[0].frozen or {},
+    )
+
+
+def _trained(work: Work, context: Context, result: "LocalResult") -> RecordDict:
+    """The tensors that are averaged; others that were trained are the client's own."""
+    own = {name: value for name, value in result.tensors.items() if name not in work.averaged}
+    if own:
+        assert work.assignment is not None
+        local_gate.keep(own, context, work.partition, work.assignment)
+    sent = {name: result.tensors[name] for name in work.averaged}
+    return Trained(sent, result.examples, result.steps, result.tally, result.seconds).content()
+
+
+def _evaluate(trainer: "Trainer", works: Sequence[Work]) -> "list[Evaluation]":
+    return trainer.evaluate_cohort(
+        [work.partition for work in works],
+        [work.tensors or {} for work in works],
+        works[0].frozen or {},
+    )
+
+
+def _evaluated(_work: Work, _context: Context, result: "Evaluation") -> RecordDict:
+    return Evaluated(result.tallies, result.gate).content()
+
+
+ACTIONS = {
+    DESCRIBE: Action(_asked, _describe, _described),
+    PRETRAIN: Action(_pretraining, _pretrain, _pretrained),
+    TRAIN: Action(_round, _train, _trained),
+    EVALUATE: Action(_round, _evaluate, _evaluated),
+}
+"""By Flower's message type."""

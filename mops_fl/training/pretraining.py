@@ -1,12 +1,13 @@
 """What is trained before round 1: the pretrained prompt P¹, then the gate on instructions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mops_fl.activity import OnStep
 from mops_fl.config import PromptConfig, TrainConfig
 from mops_fl.data import Tokenised
 from mops_fl.models.backbone import Backbone
@@ -28,6 +29,7 @@ def pretrain_prompt(
     examples: Sequence[Tokenised],
     initial: np.ndarray,
     seed: int,
+    on_step: OnStep = lambda _done, _of: None,
 ) -> Tensors:
     """Train P¹ as plain prompt tuning at the input layer, without gate or injection.
 
@@ -38,6 +40,7 @@ def pretrain_prompt(
         examples: what to train on.
         initial: [K₁, d].
         seed: of the order of the examples.
+        on_step: as of `mops_fl.training.local.train`.
 
     Returns:
         `pretrained` [K₁, d].
@@ -50,6 +53,7 @@ def pretrain_prompt(
         [{PROMPTS: initial}],
         [LocalData(examples, order)],
         replace(config, local_steps=steps),
+        on_step=on_step,
     )
     return {PRETRAINED: result.tensors[PROMPTS]}
 
@@ -60,6 +64,7 @@ def pretrain_gate(
     examples: Sequence[Tokenised],
     tasks: Sequence[str],
     seed: int,
+    on_step: OnStep = lambda _done, _of: None,
 ) -> Tensors:
     """Train the gate to give each task's instructions to one expert (as in the paper).
 
@@ -72,6 +77,8 @@ def pretrain_gate(
         examples: their questions and tasks are used.
         tasks: task names in expert order.
         seed: of the order of the examples.
+        on_step: called after every batch of questions, then after every step, with the number of
+            both so far, and of all.
 
     Returns:
         The tensors, those of the gate trained.
@@ -85,27 +92,34 @@ def pretrain_gate(
     order = draw_order(
         len(examples), layout.pretrain_gate_steps * _GATE_BATCH, seed, "pretrain-gate"
     )
-    features = _all_features(mixture, examples, sorted(set(order)))
+    wanted, steps = sorted(set(order)), layout.pretrain_gate_steps
+    batches = -(-len(wanted) // _GATE_BATCH)
+    features = _all_features(mixture, examples, wanted, lambda n: on_step(n, batches + steps))
     optimiser = torch.optim.AdamW(trainable.parameters(), lr=_GATE_LEARNING_RATE, weight_decay=0.0)
-    for step in range(layout.pretrain_gate_steps):
+    for step in range(steps):
         picked = torch.tensor(order[step * _GATE_BATCH : (step + 1) * _GATE_BATCH], device=device)
         loss = F.nll_loss(trainable.log_gate(features[picked], None), experts[picked])
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+        on_step(batches + step + 1, batches + steps)
     return {**initial, **trainable.of_client(0)}
 
 
 def _all_features(
-    mixture: Mixture, examples: Sequence[Tokenised], wanted: Sequence[int]
+    mixture: Mixture,
+    examples: Sequence[Tokenised],
+    wanted: Sequence[int],
+    on_batch: Callable[[int], None],
 ) -> torch.Tensor:
     """Gate inputs [examples, d] of the wanted examples' questions; zeros for the rest."""
     features = torch.zeros(len(examples), mixture.backbone.hidden_size)
     features = features.to(mixture.backbone.device)
-    for start in range(0, len(wanted), _GATE_BATCH):
+    for count, start in enumerate(range(0, len(wanted), _GATE_BATCH), 1):
         rows = list(wanted[start : start + _GATE_BATCH])
         batch = collate([replace(examples[i], answer=(0,)) for i in rows], features.device)
         features[rows] = mixture.gate_features(mixture.prefix_states(batch), batch)
+        on_batch(count)
     return features
 
 

@@ -5,15 +5,28 @@ It knows nothing of Flower, so that whatever keeps a process alive between messa
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from mops_fl.activity import doing
+from mops_fl.base.device import resolve_device
+from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
-from mops_fl.data import Corpus, Share, Tokenised, TokenisedCorpus, load_corpus, split, tokenise
+from mops_fl.data import (
+    Corpus,
+    Holding,
+    Share,
+    Tokenised,
+    TokenisedCorpus,
+    evaluated,
+    holding,
+    load_corpus,
+    split,
+    tokenise,
+)
 from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import PrefixStore, open_store
@@ -23,15 +36,8 @@ from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
 from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
+from mops_fl.wire.replies import Description
 from partitions import shares
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What one client holds, counted by task."""
-
-    train: dict[str, int]
-    test: dict[str, int]
 
 
 class Trainer:
@@ -52,6 +58,12 @@ class Trainer:
         """The frozen LLaMA."""
         return load_backbone(self.config.backbone)
 
+    @property
+    def dtype(self) -> str:
+        """The type of the backbone, whatever `dtype` leaves open."""
+        backbone = self.config.backbone
+        return resolve_dtype(backbone.dtype, backbone.device)
+
     @cached_property
     def model_facts(self) -> ModelFacts:
         """Sizes and digest of the backbone."""
@@ -61,21 +73,26 @@ class Trainer:
     def corpus(self) -> Corpus:
         """All examples that this process can see."""
         config = self.config
-        return load_corpus(config.data, config.seed, config.partition.partition_column)
+        owner_column = "" if self._own_data else config.partition.partition_column
+        return load_corpus(config.data, config.seed, owner_column, own_data=self._own_data)
 
     @cached_property
     def tokenised(self) -> TokenisedCorpus:
         """The corpus as token ids."""
         tokenizer = load_tokenizer(self.config.backbone)
-        return tokenise(self.corpus.examples, tokenizer, self.config.data.max_length)
+        length, known = self.config.data.max_length, self.model_facts.vocab_size
+        return tokenise(self.corpus.examples, tokenizer, length, known)
 
     @cached_property
     def _shares(self) -> list[Share]:
+        """What each client holds, less the examples that the model has no tokens for."""
         config = self.config
         if self._own_data:
             indices = range(len(self.corpus.examples))
-            return [split(list(indices), config.data.test_fraction, config.seed, 0)]
-        return shares(self.corpus, config.data, config.partition, config.seed)
+            whole = [split(list(indices), config.data.test_fraction, config.seed, 0)]
+        else:
+            whole = shares(self.corpus, config.data, config.partition, config.seed)
+        return [share.without(self.tokenised.unknown) for share in whole]
 
     def _share(self, partition: int) -> Share:
         return self._shares[0 if self._own_data else partition]
@@ -85,13 +102,29 @@ class Trainer:
 
     def holding(self, partition: int) -> Holding:
         """How many examples of each task a client trains and tests on."""
-        share = self._share(partition)
+        return holding(self.corpus.examples, self.corpus.tasks, self._share(partition))
 
-        def count(indices: tuple[int, ...]) -> dict[str, int]:
-            held = [self.corpus.examples[index].task for index in indices]
-            return {task: held.count(task) for task in self.corpus.tasks}
-
-        return Holding(count(share.train), count(share.test))
+    def description(self, partition: int) -> Description:
+        """What a client says of itself."""
+        holding, facts, tokenised = self.holding(partition), self.model_facts, self.tokenised
+        tasks = self.corpus.tasks
+        return Description(
+            partition=partition,
+            tasks=tasks,
+            train=tuple(holding.train[task] for task in tasks),
+            test=tuple(holding.test[task] for task in tasks),
+            hidden_size=facts.hidden_size,
+            num_layers=facts.num_layers,
+            injection_layer=injection_layer(self.config.prompts, facts.num_layers),
+            model_digest=facts.digest,
+            tokenizer_digest=facts.tokenizer_digest,
+            data_digest=self.corpus.digest,
+            skipped={**self.corpus.skipped, **tokenised.skipped},
+            cut_questions=tokenised.cut_questions,
+            cut_answers=tokenised.cut_answers,
+            device=str(resolve_device(self.config.backbone.device)),
+            dtype=self.dtype,
+        )
 
     def mixture(self, frozen: Tensors) -> Mixture:
         """The forward pass past a pretrained prompt; the last one asked for is kept."""
@@ -148,13 +181,11 @@ class Trainer:
         Raises:
             DataError: a client has no training examples.
         """
-        return train(
-            self.mixture(frozen),
-            tensors,
-            [self._local_data(partition, server_round) for partition in partitions],
-            self.config.train,
-            train_gate=self.config.prompts.gate_sync != "frozen",
-        )
+        mixture, config = self.mixture(frozen), self.config.train
+        data = [self._local_data(partition, server_round) for partition in partitions]
+        gate = self.config.prompts.gate_sync != "frozen"
+        with doing("steps", of=config.local_steps, clients=len(partitions)) as on_step:
+            return train(mixture, tensors, data, config, train_gate=gate, on_step=on_step)
 
     def _local_data(self, partition: int, server_round: int) -> LocalData:
         config = self.config
@@ -181,11 +212,14 @@ class Trainer:
         clients = tensors[:1] if all(_same(own, tensors[0]) for own in tensors) else tensors
         trainable = Trainable(clients, self.backbone.device)
         held_out = [self._held_out(partition) for partition in partitions]
-        return evaluate_clients(self.mixture(frozen), trainable, held_out)
+        mixture, examples = self.mixture(frozen), sum(map(len, held_out))
+        with doing("examples", of=examples, clients=len(partitions)) as on_step:
+            return evaluate_clients(mixture, trainable, held_out, on_step)
 
     def _held_out(self, partition: int) -> list[Tokenised]:
-        test = self._share(partition).test
-        return self._examples(test[: self.config.data.eval_samples or len(test)])
+        config = self.config
+        share = self._share(partition)
+        return self._examples(evaluated(share, config.data.eval_samples, config.seed, partition))
 
     def pretrain(self, initial: Tensors) -> Tensors:
         """Everything that is trained before round 1, on the training examples seen here.
@@ -205,13 +239,15 @@ class Trainer:
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
         if layout.pretrain_prompt_steps:
-            frozen = pretrain_prompt(
-                self.backbone, layout, config.train, examples, start, config.seed
-            )
+            backbone = self.backbone
+            with doing("steps of the prompt", of=layout.pretrain_prompt_steps) as on_step:
+                frozen = pretrain_prompt(
+                    backbone, layout, config.train, examples, start, config.seed, on_step
+                )
         if GATE[0] in tensors and layout.pretrain_gate_steps:
-            tensors = pretrain_gate(
-                self.mixture(frozen), tensors, examples, self.corpus.tasks, config.seed
-            )
+            mixture, tasks = self.mixture(frozen), self.corpus.tasks
+            with doing("steps of the gate", of=layout.pretrain_gate_steps) as on_step:
+                tensors = pretrain_gate(mixture, tensors, examples, tasks, config.seed, on_step)
         return {**tensors, **frozen}
 
 

@@ -1,72 +1,315 @@
-"""Checking what clients send before anything is averaged."""
+"""What a client answers, as typed values: written by the client, read by the server.
 
-import math
-from collections.abc import Iterable, Mapping
+Losses travel as (nll, tokens) sums a task and gate weights as sums over examples, so that adding
+replies gives the global figure exactly; a mean of perplexities is not a perplexity.
+"""
 
-import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
-from mops_fl.wire.records import ARRAYS, EXAMPLES, METRICS, from_array_record, get_tallies
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from mops_fl.metrics import GateSum, Tally
+from mops_fl.wire.parsing import Fault, Fields, MalformedError, parse, read_tensors, records, shown
+from mops_fl.wire.records import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    PARTITION,
+    Shapes,
+    Tensors,
+    num_bytes,
+    to_array_record,
+)
+
+LARGEST_LOSS = 1e4
+"""Nats of an answer token."""
+
+_HEX = r"[0-9a-f]{64}"
+_SLACK = 1e-3
+"""By how much a sum of gate weights may miss the number of its examples, relatively."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-def sort_replies(
-    replies: Iterable[Message], partition_of: Mapping[int, int]
-) -> list[tuple[int, Message]]:
-    """Replies with their partition ids, in the order of these.
+@dataclass(frozen=True)
+class Description:
+    """What a client says of itself before the first round."""
 
-    Floating-point sums depend on their order; replies arrive in any.
+    partition: int
+    tasks: tuple[str, ...]
+    """In expert order."""
+    train: tuple[int, ...]
+    """Training rows of each task."""
+    test: tuple[int, ...]
+    """Held-out rows of each task."""
+    hidden_size: int
+    num_layers: int
+    injection_layer: int
+    """L_int: where the prefix ends."""
+    model_digest: str
+    tokenizer_digest: str
+    data_digest: str
+    skipped: Mapping[str, int]
+    """Rows that could not be used, by reason."""
+    cut_questions: int
+    cut_answers: int
+    device: str
+    dtype: str
+    """Type of the frozen weights and activations."""
+
+    @property
+    def examples(self) -> int:
+        """Training rows: the client's weight in FedAvg."""
+        return sum(self.train)
+
+    @property
+    def backbone(self) -> dict[str, str | int]:
+        """What must be the same on all clients, by its name."""
+        return {
+            "model-digest": self.model_digest,
+            "tokenizer-digest": self.tokenizer_digest,
+            "hidden-size": self.hidden_size,
+            "num-layers": self.num_layers,
+            "injection-layer": self.injection_layer,
+        }
+
+    def content(self) -> RecordDict:
+        """As it travels."""
+        record = ConfigRecord(
+            {
+                PARTITION: self.partition,
+                "tasks": list(self.tasks),
+                "train": list(self.train),
+                "test": list(self.test),
+                **self.backbone,
+                "data-digest": self.data_digest,
+                "skipped-reasons": list(self.skipped),
+                "skipped-rows": list(self.skipped.values()),
+                "cut-questions": self.cut_questions,
+                "cut-answers": self.cut_answers,
+                "device": self.device,
+                "dtype": self.dtype,
+            }
+        )
+        return RecordDict({CONFIG: record})
+
+    @classmethod
+    def read(cls, content: RecordDict, num_clients: int) -> "Description":
+        """As it arrived.
+
+        Raises:
+            MalformedError: it is not as `content` makes it, or the client holds no rows.
+        """
+        (record,) = records(content, (CONFIG, ConfigRecord))
+        fields = Fields(record)
+        tasks, reasons = fields.texts("tasks"), fields.texts("skipped-reasons")
+        found = cls(
+            partition=fields.whole(PARTITION, 0, num_clients - 1),
+            tasks=tasks,
+            train=fields.wholes("train", len(tasks), 0),
+            test=fields.wholes("test", len(tasks), 0),
+            hidden_size=fields.whole("hidden-size", 1),
+            num_layers=fields.whole("num-layers", 1),
+            injection_layer=fields.whole("injection-layer", 0),
+            model_digest=fields.text("model-digest", _HEX),
+            tokenizer_digest=fields.text("tokenizer-digest", _HEX),
+            data_digest=fields.text("data-digest", _HEX),
+            skipped=dict(zip(reasons, fields.wholes("skipped-rows", len(reasons), 1), strict=True)),
+            cut_questions=fields.whole("cut-questions", 0),
+            cut_answers=fields.whole("cut-answers", 0),
+            device=fields.text("device", r"[a-z]+(:\d+)?"),
+            dtype=fields.text("dtype", r"[a-z]+\d+"),
+        )
+        fields.done()
+        for what, rows in (("training", found.train), ("held-out", found.test)):
+            if not sum(rows):
+                raise MalformedError(f"it has no {what} rows")
+        return found
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """All tensors before round 1."""
+
+    tensors: Tensors
+
+    def content(self) -> RecordDict:
+        """As it travels."""
+        return RecordDict({ARRAYS: to_array_record(self.tensors)})
+
+    @classmethod
+    def read(cls, content: RecordDict, shapes: Shapes) -> "Pretrained":
+        """As it arrived.
+
+        Raises:
+            MalformedError: it is not as `content` makes it, or tensors differ from `shapes`.
+        """
+        (arrays,) = records(content, (ARRAYS, ArrayRecord))
+        return cls(read_tensors(arrays, shapes))
+
+
+@dataclass(frozen=True)
+class TrainingAsked:
+    """What the reply to a train message must fit."""
+
+    shapes: Shapes
+    """Of the tensors that are averaged."""
+    examples: int
+    """Training rows that the client described."""
+    steps: int
+    tokens: int
+    """Answer tokens of all steps at most."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client's local steps gave."""
+
+    tensors: Tensors
+    examples: int
+    steps: int
+    tally: Tally
+    """Losses of the batches, each before its step."""
+    seconds: float
+    bytes: int = 0
+    """Of the tensors, as they travelled."""
+
+    def content(self) -> RecordDict:
+        """As it travels."""
+        metrics = MetricRecord({"num-examples": self.examples, "steps": self.steps})
+        metrics["seconds"] = self.seconds
+        metrics["nll"], metrics["tokens"] = self.tally.nll, self.tally.tokens
+        return RecordDict({ARRAYS: to_array_record(self.tensors), METRICS: metrics})
+
+    @classmethod
+    def read(cls, content: RecordDict, asked: TrainingAsked) -> "Trained":
+        """As it arrived.
+
+        Raises:
+            MalformedError: it is not as `content` makes it, or does not fit what was asked.
+        """
+        arrays, metrics = records(content, (ARRAYS, ArrayRecord), (METRICS, MetricRecord))
+        fields = Fields(metrics)
+        found = cls(
+            tensors=read_tensors(arrays, asked.shapes),
+            examples=fields.whole("num-examples", asked.examples, asked.examples),
+            steps=fields.whole("steps", asked.steps, asked.steps),
+            tally=_tally(fields, "nll", "tokens", asked.tokens),
+            seconds=fields.number("seconds", 0.0, 1e9),
+            bytes=num_bytes(arrays),
+        )
+        fields.done()
+        return found
+
+
+@dataclass(frozen=True)
+class EvaluationAsked:
+    """What the reply to an evaluate message must fit."""
+
+    rows: Mapping[str, int]
+    """Held-out rows of each task, those that are evaluated at most."""
+    tokens_a_row: int
+    """Answer tokens of a row at most."""
+    experts: int
+    """Experts of the gate; 0 without one."""
+    known: Mapping[str, int] | None
+    """Answer tokens of each task in the client's first evaluation, where there was one."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Sums over a client's held-out rows."""
+
+    tallies: Mapping[str, Tally]
+    gate: Mapping[str, GateSum]
+    """Empty without a gate."""
+
+    def content(self) -> RecordDict:
+        """As it travels."""
+        metrics = MetricRecord()
+        for task, tally in self.tallies.items():
+            metrics[f"nll/{task}"] = float(tally.nll)
+            metrics[f"tokens/{task}"] = int(tally.tokens)
+        for task, gate in self.gate.items():
+            metrics[f"gate/{task}"] = [float(weight) for weight in gate.weights]
+            metrics[f"gate-examples/{task}"] = int(gate.examples)
+        return RecordDict({METRICS: metrics})
+
+    @classmethod
+    def read(cls, content: RecordDict, asked: EvaluationAsked) -> "Evaluated":
+        """As it arrived.
+
+        Raises:
+            MalformedError: it is not as `content` makes it, or does not fit what was asked.
+        """
+        (metrics,) = records(content, (METRICS, MetricRecord))
+        fields = Fields(metrics)
+        tasks = fields.after("nll/")
+        strange = sorted(task for task in tasks if not asked.rows.get(task))
+        if strange or not tasks:
+            raise MalformedError(f"losses of {shown(strange)}, of which it described no rows")
+        tallies, gate = {}, {}
+        for task in tasks:
+            rows = asked.rows[task]
+            most = rows * asked.tokens_a_row
+            tallies[task] = _tally(fields, f"nll/{task}", f"tokens/{task}", most)
+            if asked.experts:
+                gate[task] = _gate(fields, task, asked.experts, rows)
+        fields.done()
+        tokens = {task: tally.tokens for task, tally in tallies.items()}
+        if asked.known is not None and tokens != asked.known:
+            raise MalformedError(
+                f"answer tokens {shown(tokens)} instead of {shown(dict(asked.known))} as before"
+            )
+        return cls(tallies, gate)
+
+
+def sift(
+    asked: Mapping[str, Key],
+    replies: Iterable[Message],
+    read: Callable[[Key, RecordDict], Value],
+) -> tuple[dict[Key, Value], dict[Key, str]]:
+    """Valid replies, and the reasons why the others are not used.
+
+    A reply belongs to the message that it answers, whoever sent it: for a node that is gone,
+    Flower answers itself.
+
+    Args:
+        asked: message id to who was asked.
+        replies: in any order; one that answers no message of these is passed over.
+        read: what one of them says, raising `MalformedError`.
+
+    Returns:
+        Both by who was asked, in the order of `asked`.
     """
-    known = [(partition_of[r.metadata.src_node_id], r) for r in replies if _from(r, partition_of)]
-    return sorted(known, key=lambda pair: pair[0])
+    first: dict[str, Message] = {}
+    for reply in replies:
+        first.setdefault(reply.metadata.reply_to_message_id, reply)
+    valid: dict[Key, Value] = {}
+    failures: dict[Key, str] = {}
+    for message_id, who in asked.items():
+        if message_id not in first:
+            failures[who] = "no reply"
+            continue
+        found = parse(first[message_id], lambda content, who=who: read(who, content))  # type: ignore[misc]
+        if isinstance(found, Fault):
+            failures[who] = found.reason
+        else:
+            valid[who] = found
+    return valid, failures
 
 
-def _from(reply: Message, partition_of: Mapping[int, int]) -> bool:
-    return reply.metadata.src_node_id in partition_of
+def _tally(fields: Fields, nll: str, tokens: str, most: int) -> Tally:
+    count = fields.whole(tokens, 1, most)
+    return Tally(fields.number(nll, 0.0, LARGEST_LOSS * count), count)
 
 
-def train_fault(reply: Message, expected: ArrayRecord) -> str | None:
-    """Why a train reply cannot be averaged; None where it can."""
-    fault = _common_fault(reply)
-    if fault:
-        return fault
-    content = reply.content
-    if list(content.array_records) != [ARRAYS]:
-        return f"array records {list(content.array_records)} instead of ['{ARRAYS}']"
-    got, wanted = from_array_record(content.array_records[ARRAYS]), from_array_record(expected)
-    if got.keys() != wanted.keys():
-        return f"tensors {sorted(got)} instead of {sorted(wanted)}"
-    for name, tensor in got.items():
-        if tensor.shape != wanted[name].shape:
-            return f"{name} of shape {tensor.shape} instead of {wanted[name].shape}"
-        if not np.isfinite(tensor).all():
-            return f"{name} has NaN or infinite values"
-    examples = content.metric_records[METRICS].get(EXAMPLES)
-    if not isinstance(examples, int) or examples < 1:
-        return f"{EXAMPLES}={examples!r} instead of a positive whole number"
-    return None
-
-
-def evaluate_fault(reply: Message) -> str | None:
-    """Why an evaluate reply cannot be summed; None where it can."""
-    return _common_fault(reply)
-
-
-def error_text(reply: Message) -> str:
-    """The cause in an error reply; Flower puts a traceback before a client's own words."""
-    reason = reply.error.reason or f"error code {reply.error.code}"
-    return " ".join(reason.rsplit("Message: ", 1)[-1].split())
-
-
-def _common_fault(reply: Message) -> str | None:
-    if reply.has_error():
-        return error_text(reply)
-    metrics = reply.content.get(METRICS)
-    if not isinstance(metrics, MetricRecord):
-        return f"no metric record '{METRICS}'"
-    tallies = get_tallies(metrics)
-    if not tallies:
-        return "no losses"
-    for task, tally in tallies.items():
-        if not math.isfinite(tally.nll) or tally.tokens < 1:
-            return f"loss of task {task!r} is {tally.nll} over {tally.tokens} tokens"
-    return None
+def _gate(fields: Fields, task: str, experts: int, rows: int) -> GateSum:
+    examples = fields.whole(f"gate-examples/{task}", 1, rows)
+    weights = fields.numbers(f"gate/{task}", experts, 0.0, (1 + _SLACK) * examples)
+    if abs(sum(weights) - examples) > _SLACK * examples:
+        raise MalformedError(f"gate weights of {task!r} sum to {sum(weights):g}, not to {examples}")
+    return GateSum(weights, examples)

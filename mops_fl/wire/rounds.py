@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ArrayRecord
-
 from mops_fl.metrics import GateSum, Tally
 
 
@@ -28,8 +26,6 @@ class TrainRound:
     """Valid replies, by partition id."""
     failures: dict[int, str]
     """Partition id and reason of every reply that was not used."""
-    arrays: ArrayRecord
-    """The average."""
     bytes_up: int
     bytes_down: int
 
@@ -41,6 +37,8 @@ class EvaluateRound:
     server_round: int
     tallies: dict[str, Tally]
     gate: dict[str, GateSum]
+    clients: int
+    """Valid replies."""
     failures: dict[int, str]
     bytes_down: int
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from experiments.golden.tiny import save_tiny_llama
+from mops_fl.base.identity import digest
 from mops_fl.base.prepare import prepared
-from mops_fl.base.source import digest, find
+from mops_fl.base.source import find
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, ModelError
@@ -78,7 +79,7 @@ def test_unusable_models_are_refused(tmp_path, change, message, monkeypatch):
     folder = save_tiny_llama(tmp_path / "model")
     change(folder)
     with pytest.raises(ModelError, match=message):
-        check_backbone(backbone_config(folder), CONFIG.prompts)
+        check_backbone(backbone_config(folder), CONFIG.prompts, 256)
 
 
 def _edit(folder, **changes):
@@ -92,12 +93,55 @@ def test_a_file_that_is_not_gguf_is_refused(tmp_path):
         find(str(tmp_path / "model.bin"))
 
 
+def test_a_gguf_is_known_by_its_first_bytes(tmp_path):
+    blob = tmp_path / "blobs" / "sha256-0a1b2c"
+    blob.parent.mkdir()
+    blob.write_bytes(b"GGUF" + bytes(20))
+    link = tmp_path / "snapshots" / "model.gguf"
+    link.parent.mkdir()
+    link.symlink_to(blob)
+    for path in (link, blob):
+        source = find(str(path))
+        assert (source.path, source.gguf) == (path, True)
+    (tmp_path / "false.gguf").write_bytes(b"GGML")
+    with pytest.raises(ModelError, match="not GGUF"):
+        find(str(tmp_path / "false.gguf"))
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "sha256-0a1b2c"])
+def test_a_damaged_gguf_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0" + bytes(40))
+    with pytest.raises(ModelError, match=f"model='{tmp_path / name}' cannot be read"):
+        prepared(backbone_config(tmp_path / name))
+
+
+@pytest.mark.slow
+def test_a_gguf_without_a_name_is_the_embedded_model(tmp_path, tiny_llama):
+    """Whatever lies beside it, here another model's tokenizer, is not looked at."""
+    shutil.copytree(tiny_llama, tmp_path / "folder")
+    blob = tmp_path / "folder" / "sha256-0a1b2c"
+    blob.symlink_to(find("smollm2-135m").path)
+    config = backbone_config(blob, "bfloat16")
+    assert check_backbone(config, CONFIG.prompts, 256).vocab_size == 49152
+    assert load_tokenizer(config)("x")["input_ids"] == [104]
+
+
+@pytest.mark.parametrize(("injection", "most"), [("replace", 442), ("append", 372)])
+def test_a_length_beyond_the_context_is_refused(tiny_llama, injection, most):
+    prompts = replace(CONFIG.prompts, injection=injection)
+    check_backbone(backbone_config(tiny_llama), prompts, most)
+    with pytest.raises(
+        ConfigError, match=rf"max-length={most + 1} and .* has 512: .* most {most},"
+    ):
+        check_backbone(backbone_config(tiny_llama), prompts, most + 1)
+
+
 def test_an_injection_layer_out_of_range_is_refused(tiny_llama):
     with pytest.raises(ConfigError, match="injection-layer=4: the model has 4 layers"):
-        check_backbone(backbone_config(tiny_llama), replace(CONFIG.prompts, injection_layer=4))
+        check_backbone(backbone_config(tiny_llama), replace(CONFIG.prompts, injection_layer=4), 256)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(tiny_llama, device):
     with pytest.raises(ConfigError, match="device="):
-        check_backbone(replace(backbone_config(tiny_llama), device=device), CONFIG.prompts)
+        check_backbone(replace(backbone_config(tiny_llama), device=device), CONFIG.prompts, 256)

@@ -1,6 +1,7 @@
 """The project's ClientApp with one fault; tests copy it into a staged app as its client.
 
-`MOPS_TEST_FAULT` is ``raise`` or ``die``, `MOPS_TEST_FAULTY` the partitions that do so in training.
+`MOPS_FL_TEST_FAULT` is ``raise`` or ``die``, `MOPS_FL_TEST_FAULTY` the partitions that do so in
+training.
 """
 
 import os
@@ -22,8 +23,8 @@ def passed_on(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    if str(context.node_config["partition-id"]) in os.environ["MOPS_TEST_FAULTY"].split(","):
-        if os.environ["MOPS_TEST_FAULT"] == "die":
+    if str(context.node_config["partition-id"]) in os.environ["MOPS_FL_TEST_FAULTY"].split(","):
+        if os.environ["MOPS_FL_TEST_FAULT"] == "die":
             os._exit(9)
         raise ValueError("the disk of this client is broken")
     return sound(message, context)

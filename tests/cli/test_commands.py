@@ -1,16 +1,23 @@
 """The command line without Flower: options, precedence, refusals, and the reading commands."""
 
+import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from synthetic import write_run
+from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
-from mops_fl.errors import ConfigError
+from mops_fl.cli.run import Native, ask_torch, check, placed
+from mops_fl.cli.simulate import _resumed
+from mops_fl.config import Config
+from mops_fl.errors import ConfigError, RunError
+from mops_fl.flower.home import Resources
 
 COMMAND = Path(sys.executable).with_name("mops-fl")
 
@@ -50,6 +57,55 @@ def test_the_launcher_and_what_flower_loads_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_launcher_asks_torch_without_loading_it(monkeypatch):
+    """For a processor without bfloat16, whichever this one is."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    code = (
+        "import sys\n"
+        "from mops_fl.cli.run import Resources, ask_torch\n"
+        "from mops_fl.config import Config\n"
+        "for dtype in ('auto', 'bfloat16'):\n"
+        "    config = Config.from_flat({'device': 'cpu', 'dtype': dtype})\n"
+        "    print(ask_torch(config, Resources(100, 1, 0.0, 2)))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "Native(dtype='float32', emulated=False)",
+        "Native(dtype='bfloat16', emulated=True)",
+    ]
+
+
+def test_a_device_that_is_not_there_is_found_before_flower_starts():
+    config = Config.from_flat({"device": "cuda:99"})
+    with pytest.raises(ConfigError, match="device='cuda:99'"):
+        ask_torch(config, ONE_MACHINE)
+
+
+ONE_MACHINE = Resources(clients=6, cpus_per_client=1, gpus_per_client=0.0, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "resources", "chosen", "warned"),
+    [
+        ("auto", Native("float32", False), ONE_MACHINE, "float32", False),
+        ("auto", Native("bfloat16", False), ONE_MACHINE, "bfloat16", False),
+        ("bfloat16", Native("bfloat16", True), ONE_MACHINE, "bfloat16", True),
+        ("auto", Native("float32", False), replace(ONE_MACHINE, ray_address="x:1"), "auto", False),
+    ],
+)
+def test_the_type_is_said_and_an_emulated_one_warned_of(
+    tiny_llama, monkeypatch, capsys, asked, answer, resources, chosen, warned
+):
+    monkeypatch.setattr("mops_fl.cli.run.ask_torch", lambda *_: answer)
+    flat = {"num-clients": 6, "active-clients": 2, "num-samples": 120}
+    config = Config.from_flat({**flat, "model": str(tiny_llama), "dtype": asked})
+    assert check(config, resources) == chosen
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == warned
+    assert all("dtype=bfloat16 is emulated here" in line for line in lines)
+
+
 def test_precedence(tmp_path):
     file = tmp_path / "some.toml"
     file.write_text("num-clients = 30\nactive-clients = 5\nalpha = 1\nlocal-steps = 7\n")
@@ -73,6 +129,66 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert configure(None, None, ["model=huggyllama/llama-7b"]).backbone.model == (
         "huggyllama/llama-7b"
     )
+
+
+def test_every_path_becomes_absolute_without_following_links(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("blob").touch()
+    Path("x.gguf").symlink_to("blob")
+    file = tmp_path / "some.toml"
+    file.write_text("calibration-path = 'rows.jsonl'\n")
+    values = ["compression=2:4", "calibration=jsonl", "model=x.gguf", "dataset=jsonl"]
+    config = configure(file, None, [*values, "data-path=~/rows/x.jsonl"])
+    assert config.backbone.calibration_path == str(tmp_path / "rows.jsonl")
+    assert config.data.data_path == str(tmp_path / "rows" / "x.jsonl")
+    assert config.backbone.model == str(tmp_path / "x.gguf")
+
+
+def test_a_folder_here_does_not_replace_the_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m").mkdir()
+    assert configure(None, None, None).backbone.model == "smollm2-135m"
+    assert configure(None, None, ["model=smollm2-135m"]).backbone.model == "smollm2-135m"
+    here = str(tmp_path / "smollm2-135m")
+    assert configure(None, None, ["model=./smollm2-135m"]).backbone.model == here
+
+
+def test_a_folder_here_with_the_name_of_a_hub_id_is_taken_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("org/name").mkdir(parents=True)
+    here = tmp_path / "org" / "name"
+    assert configure(None, None, ["model=org/name"]).backbone.model == str(here)
+    assert f"model=org/name is the folder {here}, not a model of the hub" in capsys.readouterr().out
+    configure(None, None, ["model=./org/name"])
+    assert capsys.readouterr().out == ""
+
+
+def test_compress_finds_its_files_from_here(run, tmp_path, monkeypatch):
+    seen = []
+
+    def load(data, *_, **__):
+        seen.append(data.data_path)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("mops_fl.compression.calibration.load_calibration", load)
+    monkeypatch.setattr("mops_fl.base.tokenizer.load_tokenizer", lambda backbone: None)
+    options = ["--model", "m", "--compression", "2:4", "--calibration", "jsonl"]
+    code, _, err = run("compress", *options, "--data-path", "rows.jsonl")
+    assert (code, seen) == (2, [str(tmp_path / "rows.jsonl")]), err
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/"])
+def test_the_name_of_a_run_is_that_of_a_folder(tmp_path, name):
+    with pytest.raises(RunError, match="without slashes"):
+        placed(configure(None, None, None), tmp_path, name)
+
+
+def test_a_run_folder_is_named_through_the_link_that_was_given(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    config = placed(configure(None, None, None), tmp_path / "link", "one")
+    assert config.run_dir == str(tmp_path / "link" / "one")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +262,94 @@ def test_show(run, tmp_path):
         assert text in out
 
 
+def test_show_takes_every_label_as_it_stands(run, tmp_path):
+    write_run(tmp_path / "[b]one", tasks=LABELS)
+    code, out, err = run("show", "[b]one")
+    assert (code, err) == (0, "")
+    for text in ("[b]one", "None", "1e5", "(empty)", "[bold]", "[/x]", "$x_2$", ":smile:", "a b"):
+        assert f" {text} " in out
+    assert "\x1b" not in out
+
+
+def test_show_a_run_without_a_gate_whose_tasks_look_like_nothing(run, tmp_path):
+    write_run(tmp_path / "one", method="fedprompt", tasks=("None", "NA"))
+    code, out, _ = run("show", "one")
+    assert code == 0
+    assert "None" in out
+
+
+def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
+    rows = [(0, "all", 1.0, 1, 77.0), (0, "b", 1.0, 1, 66.0), (4, "all", 1.0, 1, 55.0)]
+    write_table(write_run(tmp_path / "one") / "rounds.csv", [*rows, (4, "a", 1.0, 1, 44.0)])
+    _, out, _ = run("show", "one")
+    lines = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["b", "66.00"] in lines
+    assert ["a", "44.00"] in lines
+    assert next(line for line in out.splitlines() if "│ a " in line).index("44.00") > 20
+
+
+def test_show_a_folder_of_a_version_without_evaluations(run, tmp_path):
+    (write_run(tmp_path / "one") / "evaluations.csv").unlink()
+    code, out, _ = run("show", "one")
+    assert code == 0
+    assert "local steps" in out
+
+
+def broken(*_arguments, **_options):
+    raise KeyError("count")
+
+
+def executed(monkeypatch, command: str) -> list:
+    """Let `command` find its runs completed, without running them; the configurations checked."""
+    checked: list = []
+    module = import_module(f"mops_fl.cli.{command}")
+    monkeypatch.setattr(module, "check", checked.append)
+    run_of = lambda config, _: write_run(Path(config.run_dir), method=config.method)  # noqa: E731
+    monkeypatch.setattr(module, "execute", run_of)
+    return checked
+
+
+@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_table", "mops_fl.run.plots.save"])
+def test_what_is_told_of_completed_runs_never_makes_them_failed(run, monkeypatch, tmp_path, fault):
+    executed(monkeypatch, "compare")
+    monkeypatch.setattr(fault, broken)
+    code, out, err = run("compare", "--name", "x")
+    assert code == 0
+    assert err.count("mops-fl: completed, but ") == err.count("'count'") >= 1
+    for name in ("mops-x", "fedprompt-x"):
+        assert str(tmp_path / "runs" / name) in out
+        assert str(tmp_path / "runs" / name) in err
+
+
+def test_a_completed_run_without_its_figure_is_completed(run, monkeypatch, tmp_path):
+    executed(monkeypatch, "simulate")
+    code, out, err = run("simulate", "--name", "one")
+    assert code == 0
+    assert f"{tmp_path / 'runs' / 'one'}\n" in out
+    assert "500.00 before training" in out
+    assert "mops-fl: completed, but it has no figure" in err
+    monkeypatch.setattr("mops_fl.run.results.read_table", broken)
+    code, out, err = run("simulate", "--name", "two")
+    assert code == 0
+    assert f"{tmp_path / 'runs' / 'two'}\n" in out
+    assert "its perplexity cannot be shown: 'count'" in err
+
+
+def test_compare_checks_every_configuration_before_the_first_run(run, monkeypatch):
+    checked = executed(monkeypatch, "compare")
+    assert run("compare", "--name", "x")[0] == 0
+    assert [config.method for config in checked] == ["mops", "fedprompt"]
+
+
+def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
+    folder = write_run(tmp_path / "one")
+    facts = json.loads((folder / "run.json").read_text())
+    with pytest.raises(RunError, match="is completed"):
+        _resumed(folder)
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "failed"}))
+    assert _resumed(folder).resume
+
+
 def test_plot(run, tmp_path):
     for method in ("mops", "fedprompt"):
         write_run(tmp_path / method, method=method)
@@ -160,3 +364,18 @@ def test_partition(run, tmp_path):
     assert "dirichlet over tasks, alpha = 0.1, 10 clients" in out
     assert "tasks: 0 " in out
     assert (tmp_path / "p.png").is_file()
+
+
+def test_partition_says_what_was_read(run, tmp_path):
+    rows = ['{"instruction": "do", "input": null, "output": "done", "task": "[/b] $x"}'] * 30
+    (tmp_path / "r.json").write_text("\n".join(rows + ['{"output": "x", "task": "b"}'] * 10))
+    data = ("-c", "dataset=jsonl", "-c", "data-path=r.json")
+    code, out, err = run("partition", "--clients", "2", "-c", "active-clients=2", *data)
+    assert code == 0, err
+    assert out.startswith(
+        "data: jsonl r.json: 40 rows; instruction=instruction, answer=output, task=task; 2 tasks: "
+        "[/b] $x, b; 10 rows skipped: 10 empty instruction; all 30 taken, fewer "
+        "than num-samples=5000\n"
+        "warning: 25% of the data cannot be used: 10 rows skipped: 10 empty instruction\n"
+    )
+    assert "tasks: 0 [/b] $x, 1 b" in out

@@ -94,6 +94,7 @@ def test_compare_ends_with_whole_run_folders_a_table_and_a_figure(folder, compar
     done, run = compared
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert " in float32 on skills; 6 clients" in done.stdout.splitlines()[0]
     assert f"round {ROUNDS}/{ROUNDS}" in done.stdout
     files = {path.name for path in run.iterdir()}
     tables = {"rounds.csv", "train.csv", "clients.csv", "gate.csv", "partition.csv"}
@@ -168,8 +169,8 @@ def faulty(tmp_path, monkeypatch):
     (app / "pyproject.toml").write_text(text)
 
     def call(fault: str, partitions: str, *arguments: str):
-        monkeypatch.setenv("MOPS_TEST_FAULT", fault)
-        monkeypatch.setenv("MOPS_TEST_FAULTY", partitions)
+        monkeypatch.setenv("MOPS_FL_TEST_FAULT", fault)
+        monkeypatch.setenv("MOPS_FL_TEST_FAULTY", partitions)
         command = [sys.executable, str(HERE / "drive.py"), str(app)]
         return mops_fl(tmp_path, "simulate", *arguments, "--name=run", command=command)
 

@@ -18,6 +18,8 @@ from mops_fl.compression.cache import cache_key, ensure
 from mops_fl.compression_spec import parse
 from mops_fl.errors import ConfigError, ModelError, RunError
 
+CPU = torch.device("cpu")
+
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
@@ -71,7 +73,7 @@ def start(base, log, *, dies):
 def test_a_killed_process_leaves_nothing_and_two_others_make_it_once(base, calibration, tmp_path):
     log = tmp_path / "log"
     killed = start(base, log, dies=True)
-    assert killed.wait(120) == -signal.SIGKILL
+    assert killed.wait(400) == -signal.SIGKILL
     killed.stdout.close()
     folder = tmp_path / "cache" / "compressed"
     left = [path.name for path in folder.iterdir() if path.is_dir()]
@@ -85,7 +87,7 @@ def test_a_killed_process_leaves_nothing_and_two_others_make_it_once(base, calib
     assert log.read_text() == "made\n"
     made = Path(answers[0])
     assert [path for path in folder.iterdir() if path.is_dir()] == [made]
-    assert verify(made).key == made.name == cache_key(base, parse("2:4"), calibration)
+    assert verify(made).key == made.name == cache_key(base, parse("2:4"), calibration, CPU)
 
 
 @pytest.fixture
@@ -118,22 +120,23 @@ def test_the_base_model_on_disk_is_left_alone(base, calibration):
 
 
 def test_the_key_holds_everything_that_matters(base, calibration, tmp_path, monkeypatch):
-    key = cache_key(base, parse("2:4"), calibration)
-    assert cache_key(base, parse("2:4"), replace(calibration, source="elsewhere")) == key
+    key = cache_key(base, parse("2:4"), calibration, CPU)
+    assert cache_key(base, parse("2:4"), replace(calibration, source="elsewhere"), CPU) == key
     copied = shutil.copytree(base, tmp_path / "copy")
-    assert cache_key(copied, parse("2:4"), calibration) == key
+    assert cache_key(copied, parse("2:4"), calibration, CPU) == key
     rows = calibration.rows
     others = {
-        cache_key(base, parse("4:8"), calibration),
-        cache_key(base, parse("unstructured-50"), calibration),
-        cache_key(base, parse("2:4"), replace(calibration, rows=rows[:-1])),
-        cache_key(base, parse("2:4"), replace(calibration, held_out=rows)),
-        cache_key(base, parse("2:4"), replace(calibration, seed=1)),
-        cache_key(save_tiny_llama(tmp_path / "other", seed=1), parse("2:4"), calibration),
+        cache_key(base, parse("4:8"), calibration, CPU),
+        cache_key(base, parse("unstructured-50"), calibration, CPU),
+        cache_key(base, parse("2:4"), replace(calibration, rows=rows[:-1]), CPU),
+        cache_key(base, parse("2:4"), replace(calibration, held_out=rows), CPU),
+        cache_key(base, parse("2:4"), replace(calibration, seed=1), CPU),
+        cache_key(base, parse("2:4"), calibration, torch.device("cuda")),
+        cache_key(save_tiny_llama(tmp_path / "other", seed=1), parse("2:4"), calibration, CPU),
     }
     monkeypatch.setattr(cache, "version", lambda name: "0")
-    others.add(cache_key(base, parse("2:4"), calibration))
-    assert len(others | {key}) == 8
+    others.add(cache_key(base, parse("2:4"), calibration, CPU))
+    assert len(others | {key}) == 9
 
 
 def test_an_error_on_the_way_leaves_nothing(base, calibration, monkeypatch, tmp_path):
@@ -167,7 +170,7 @@ def test_out_is_reused_for_the_same_only(base, calibration, counted, tmp_path):
 
 def test_too_little_disk_is_said_before_anything_starts(base, calibration, monkeypatch, counted):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     with pytest.raises(RunError, match=r"not enough disk at .*: 0\.0 GB are free"):
         ensure(base, parse("2:4"), calibration)
     assert not counted

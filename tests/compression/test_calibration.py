@@ -8,7 +8,9 @@ from transformers import LlamaForCausalLM
 from experiments.golden.tiny import byte_tokenizer
 from mops_fl.compression.calibration import HELD_OUT, answer_tally, load_calibration
 from mops_fl.config import Config
+from mops_fl.data import load_corpus
 from mops_fl.errors import ConfigError, DataError
+from mops_fl.seeding import derive
 
 
 def data(tmp_path, rows):
@@ -53,6 +55,16 @@ def test_too_few_rows_are_refused(tmp_path, rows):
 def test_the_message_says_how_many_there_are(tmp_path):
     with pytest.raises(DataError, match=r"has 51 usable rows, but samples=20 and 32 .* need 52"):
         load_calibration(data(tmp_path, 51), byte_tokenizer(), samples=20, seed=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_generated_rows_are_not_a_runs_own(seed):
+    source = Config.from_flat({"dataset": "skills"}).data
+    run = {(e.instruction, e.context) for e in load_corpus(source, seed).examples}
+    again = load_corpus(source, derive(seed, "calibration")).examples
+    found = load_calibration(source, byte_tokenizer(), samples=128, seed=seed)
+    rows = [again[row.index] for row in found.rows + found.held_out]
+    assert not run & {(row.instruction, row.context) for row in rows}
 
 
 def test_no_samples_are_refused(tmp_path):

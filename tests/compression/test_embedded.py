@@ -2,9 +2,10 @@
 
 import pytest
 
+from mops_fl.base.load import load_llama
 from mops_fl.base.prepare import prepared
 from mops_fl.base.tokenizer import load_tokenizer
-from mops_fl.compression.artifact import load_compressed, verify
+from mops_fl.compression.artifact import verify
 from mops_fl.compression.cache import ensure
 from mops_fl.compression.calibration import answer_tally, load_calibration
 from mops_fl.compression.quantise import quantise
@@ -23,7 +24,12 @@ def embedded_cache(tmp_path_factory):
 def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, text, at_most):
     monkeypatch.setenv("MOPS_FL_CACHE", str(embedded_cache))
     config = Config.from_flat(
-        {"dataset": "dolly", "data-path": str(real_data / "dolly-12k.jsonl"), "max-length": 128}
+        {
+            "dtype": "float32",
+            "dataset": "dolly",
+            "data-path": str(real_data / "dolly-12k.jsonl"),
+            "max-length": 128,
+        }
     )
     tokenizer = load_tokenizer(config.backbone)
     calibration = load_calibration(config.data, tokenizer, samples=16, seed=0)
@@ -37,7 +43,7 @@ def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, te
     assert manifest.peak_memory["host"] < 2.5e9
 
     examples = [row.tokens for row in calibration.held_out[:4]]
-    pruned = load_compressed(folder)
+    pruned = load_llama(folder)
     float_tally = answer_tally(pruned, examples, "cpu")
     with pytest.warns(UserWarning, match="nf4 on the CPU"):
         held = quantise(pruned, "nf4", "cpu")

@@ -37,11 +37,12 @@ def test_default_is_the_papers_seven(tmp_path: Path) -> None:
     assert load_corpus(data(tmp_path), seed=0).tasks == TASKS
 
 
-def test_missing_default_tasks_and_the_fix(tmp_path: Path) -> None:
+def test_missing_default_tasks(tmp_path: Path) -> None:
     for stem in TASKS[1:]:
         write(tmp_path, stem)
     with pytest.raises(
-        DataError, match=rf"lacks the task files of {TASKS[0]}; available: task026_.*tasks=…"
+        DataError,
+        match=rf"no usable row of {TASKS[0]}; its tasks are task026_.*.*lacks task files: add",
     ):
         load_corpus(data(tmp_path), seed=0)
 
@@ -59,7 +60,7 @@ def test_ambiguous_and_unknown_names(tmp_path: Path) -> None:
         DataError, match=r"tasks=task1 is not unique in .*: task1_one, task1_one_mo"
     ):
         load_corpus(data(tmp_path, tasks="task1"), seed=0)
-    with pytest.raises(DataError, match="lacks the task files of task7; available: task1_one, "):
+    with pytest.raises(DataError, match="no usable row of task7; its tasks are task1_one, "):
         load_corpus(data(tmp_path, tasks="task7"), seed=0)
 
 
@@ -69,36 +70,53 @@ def test_exact_stem_wins_over_a_longer_one(tmp_path: Path) -> None:
     assert load_corpus(data(tmp_path, tasks="task1_one"), 0).tasks == ("task1_one",)
 
 
-def test_unusable_instances_are_counted(tmp_path: Path) -> None:
-    outputs: list[object] = [["fine"], [], [""], "text", [4]]
-    write(tmp_path, "task1_one", [{"input": "x", "output": output} for output in outputs])
+def test_files_of_an_earlier_commit(tmp_path: Path) -> None:
+    """Texts instead of lists, a byte-order mark, no input."""
+    write(tmp_path, "task1_one", [{"input": "1 2", "output": "3"}, {"output": "4"}])
+    path = tmp_path / "task1_one.json"
+    content = {**json.loads(path.read_text()), "Definition": "Add.", "Positive Examples": [{}]}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, indent=1).encode())
     corpus = load_corpus(data(tmp_path, tasks="task1"), seed=0)
-    assert len(corpus.examples) == 1
-    assert corpus.skipped == {"empty answer": 2, "answer is not text": 2}
+    found = [(each.instruction, each.context, each.answer) for each in corpus.examples]
+    assert found == [("Add.", "1 2", "3"), ("Add.", "", "4")]
+    assert corpus.skipped == {}
+
+
+def test_unusable_instances_are_counted(tmp_path: Path) -> None:
+    outputs: list[object] = [["fine"], "fine", [], [""], None, [4], 4, {}, [["x"]]]
+    instances = [{"input": "x", "output": output} for output in outputs]
+    write(tmp_path, "task1_one", [*instances, "x", {"input": "x"}])
+    corpus = load_corpus(data(tmp_path, tasks="task1"), seed=0)
+    assert len(corpus.examples) == 2
+    assert corpus.skipped == {
+        "answer is not text": 4,
+        "empty answer": 4,
+        "row is not an object": 1,
+    }
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("text", "message"),
     [
-        ({"Definition": "Do this."}, "task1_one.json: Definition must be a list of texts"),
-        ({"instances": []}, "Instances must be a list with at least one instance"),
-        ({"instances": [{"input": "x"}]}, "instance 0: no column output; columns found: input"),
-        ({"instances": ["x"]}, "instance 0: a row must be a JSON object"),
+        ('{"Definition": [1], "Instances": [{}]}', "Definition must be a text or a list of texts"),
+        ('{"Definition": "x", "Instances": []}', "Instances must be a list with at least one"),
+        ('{"Categories": []}', "must be one JSON object with Definition and Instances"),
+        ("{} {}", "must be one JSON object with Definition and Instances"),
+        ('{"Definition": [\n}', "value of line 1: malformed JSON: .* in line 2"),
+        ("[" * 100_000, "unusable JSON"),
+        ('{"Definition": "x", "Instances": [{"input": "x"}]}', r"\(1 rows skipped: 1 empty answer"),
     ],
 )
-def test_bad_task_files(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    write(tmp_path, "task1_one", **changes)
-    with pytest.raises(DataError, match=message):
-        load_corpus(data(tmp_path, tasks="task1"), seed=0)
-
-
-def test_malformed_json_and_missing_keys(tmp_path: Path) -> None:
-    (tmp_path / "task1_one.json").write_text('{"Definition": [\n}')
-    with pytest.raises(DataError, match=r"task1_one.json: malformed JSON: .*line 2"):
-        load_corpus(data(tmp_path, tasks="task1"), seed=0)
-    (tmp_path / "task1_one.json").write_text('{"Categories": []}')
-    with pytest.raises(DataError, match="no column Definition, Instances; columns found: Categor"):
-        load_corpus(data(tmp_path, tasks="task1"), seed=0)
+def test_a_bad_file_leaves_its_task_without_rows(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "task1_one.json").write_text(text)
+    write(tmp_path, "task2_two")
+    write(tmp_path, "task3_three")
+    with pytest.raises(DataError, match=rf"(?s)no usable row of task1_one.*{message}"):
+        load_corpus(data(tmp_path, tasks="task1,task2"), seed=0)
+    own = load_corpus(data(tmp_path, tasks="task1,task2,task3,task4"), seed=0, own_data=True)
+    assert own.tasks == ("task1_one", "task2_two", "task3_three", "task4")
+    assert [example.task for example in own.examples] == ["task2_two", "task3_three"]
+    assert own.skipped in ({"task file cannot be used": 1}, {"empty answer": 1})
 
 
 def test_folder_without_task_files(tmp_path: Path) -> None:
@@ -114,5 +132,5 @@ def test_real_superni(real_data: Path) -> None:
     counts = Counter(example.task for example in corpus.examples)
     assert [counts[task] for task in corpus.tasks] == [1200, 1199, 1200, 1200, 551, 499, 97]
     assert corpus.skipped == {"empty answer": 1}
-    with pytest.raises(DataError, match=r"lacks the task files of task001_.*available: task023_"):
+    with pytest.raises(DataError, match=r"no usable row of task001_.*its tasks are task023_"):
         load_corpus(data(folder), seed=0)

@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from experiments.golden.tiny import byte_tokenizer
 from mops_fl.data import Example, tokenise
@@ -37,9 +39,9 @@ def test_ids_spell_the_template_and_the_answer(tokenizer) -> None:
     assert (corpus.cut_questions, corpus.cut_answers) == (0, 0)
 
 
-def test_no_beginning_of_sequence_where_the_tokenizer_has_none(tokenizer) -> None:
+def test_no_beginning_of_sequence_where_the_tokenizer_adds_none(tokenizer) -> None:
     bare = byte_tokenizer()
-    bare.bos_token = None
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
     with_bos = tokenise([example()], tokenizer, 256).examples[0]
     assert tokenise([example()], bare, 256).examples[0].question == with_bos.question[1:]
 
@@ -107,3 +109,92 @@ def test_tokenizer_without_end_of_sequence() -> None:
     bare.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         tokenise([example()], bare, 256)
+
+
+SEAM_TEXTS = [
+    example("Add two", "x", "Yes"),
+    example("Add.", "", "5 is it.\n\nAnd  two spaces"),
+    example("Say </s> and <s>", "in  here ✓", "<s> it is </s> so"),
+]
+
+
+def llama_like(*, joined: bool = False) -> PreTrainedTokenizerFast:
+    """As LLaMA-7B's: a space before every text, spaces as ▁, bytes for what is unknown.
+
+    Args:
+        joined: it has a token of a newline and the letter Y, which LLaMA's has not.
+    """
+    letters = sorted({*"▁#:.,", *"abcdefghijklmnopqrstuvwxyzAIRSY"})
+    pairs = [("\n", "Y")] if joined else []
+    pairs += [("Y", "e"), ("Ye", "s"), ("▁", "Yes"), ("▁", "t"), ("▁", "#")]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    names += [*("\n" * joined), *(left + right for left, right in pairs)]
+    model = models.BPE(
+        vocab={name: index for index, name in enumerate(dict.fromkeys(names))},
+        merges=pairs,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_llamas_tokenizer_gives_the_ids_of_the_whole_text() -> None:
+    tokenizer = llama_like()
+    rows = tokenise(SEAM_TEXTS, tokenizer, 512).examples
+    for source, found in zip(SEAM_TEXTS, rows, strict=True):
+        text = head(source) + TAIL
+        assert list(found.question) == tokenizer(text)["input_ids"]
+        whole = tokenizer(text + source.answer)["input_ids"]
+        assert [*found.question, *found.answer] == [*whole, tokenizer.eos_token_id]
+        # what follows a special token begins with a space of the tokenizer's own
+        assert tokenizer.decode(found.question[1:]) == text or "</s>" in text
+    assert tokenizer.convert_ids_to_tokens(list(rows[0].answer)) == ["Yes", "</s>"]
+
+
+def test_a_tokenizer_that_joins_over_the_seam_does_not_show_the_answer_to_the_question() -> None:
+    tokenizer = llama_like(joined=True)
+    text = head(SEAM_TEXTS[0]) + TAIL
+    assert "\nY" in tokenizer.convert_ids_to_tokens(tokenizer(text + "Yes")["input_ids"])
+    answers = ("Yes", "Yet", "no")
+    rows = tokenise([example("Add two", "x", a) for a in answers], tokenizer, 512).examples
+    assert len({row.question for row in rows}) == 1
+    for row, answer in zip(rows, answers, strict=True):
+        assert tokenizer.decode(row.answer[:-1]) == answer
+
+
+def test_cutting_a_llama_row_keeps_its_tail_whole() -> None:
+    tokenizer = llama_like()
+    source = example("a" * 300, "b" * 50, "c" * 200)
+    (found,) = tokenise([source], tokenizer, 120).examples
+    assert len(found.question) + len(found.answer) == 120
+    assert found.question[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(found.question[1:]).endswith("a" + TAIL)
+
+
+def test_a_token_that_the_model_lacks_costs_its_row_only(tokenizer) -> None:
+    padded = byte_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    rows = [example(), example(answer="use [PAD] here"), example("what is [PAD]?"), example()]
+    corpus = tokenise(rows, padded, 256, 258)
+    assert corpus.unknown == {1, 2}
+    assert len(corpus.examples) == 4
+    assert tokenise(rows, padded, 256).unknown == frozenset()
+    assert tokenise(rows, tokenizer, 256, 258).unknown == frozenset()

@@ -1,7 +1,7 @@
 """Tasks of virtual clients on the tiny LLaMA, as the cohort grid makes them."""
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 
@@ -13,23 +13,27 @@ from mops_fl.wire.records import (
     CONFIG,
     FROZEN,
     PARTITION,
-    ROUND,
     from_array_record,
     to_array_record,
 )
+from mops_fl.wire.requests import Assignment
 
 HIDDEN = 32
+RUN = "0" * 32
+ASSIGNMENT = Assignment(RUN, 1, 0)
 FLAT = {
     "experts": 3,
     "prompts-per-expert": 2,
     "gate-hidden": 8,
     "local-steps": 4,
+    "pretrain-prompt-steps": 0,
     "learning-rate": 0.01,
     "num-samples": 120,
     "num-clients": 6,
     "active-clients": 4,
     "alpha": 0.3,
     "device": "cpu",
+    "dtype": "float32",
 }
 
 
@@ -48,9 +52,16 @@ def values(config: Config, seed: int = 0, *, gated: bool = True):
     return initial_tensors(config.prompts, HIDDEN, seed, gated)
 
 
-def task(partition: int, tensors, kind: str = MessageType.TRAIN, frozen=None, state=None) -> Task:
+def task(
+    partition: int,
+    tensors,
+    kind: str = MessageType.TRAIN,
+    frozen=None,
+    state=None,
+    assignment=ASSIGNMENT,
+) -> Task:
     content = RecordDict(
-        {ARRAYS: to_array_record(tensors), CONFIG: ConfigRecord({ROUND: 1})},
+        {ARRAYS: to_array_record(tensors), CONFIG: assignment.record()},
     )
     if frozen:
         content[FROZEN] = to_array_record(frozen)

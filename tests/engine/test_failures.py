@@ -1,11 +1,13 @@
 """A worker without Ray: failures stay with their client, and cohorts fit into memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tasks import assert_close, configured, task, tensors_of, values
 
-from mops_fl.engine import worker as worker_module
+from mops_fl.engine.tasks import NotStartedError
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
@@ -13,7 +15,8 @@ from mops_fl.models.backbone import load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
-from mops_fl.wire.records import CONFIG, PARTITION, PRETRAINED, PROMPTS
+from mops_fl.wire.records import CONFIG, PRETRAINED, PROMPTS
+from mops_fl.wire.requests import TRAIN
 
 
 class TestFailures:
@@ -30,13 +33,26 @@ class TestFailures:
         tasks = [task(p, values(config)) for p in range(4)]
         tasks[2] = task(2, {**values(config), PROMPTS: np.zeros((2, 2))})
         answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
-        self.check(config, answers, 2, "Error")
+        self.check(config, answers, 2, "prompts: numpy.ndarray of float32, shape (2, 2) instead")
 
     def test_a_message_without_a_round(self, config):
         tasks = [task(p, values(config)) for p in range(3)]
         del tasks[1].message.content[CONFIG]
         answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
-        self.check(config, answers, 1, "KeyError")
+        self.check(config, answers, 1, "a train message: records")
+
+    @pytest.mark.parametrize("part", ["backbone", "tokenised"])
+    @pytest.mark.parametrize("kind", ["train", "evaluate", "query.describe", "query.pretrain"])
+    def test_what_cannot_be_loaded_is_the_workers_failure(self, config, monkeypatch, part, kind):
+        def load(_trainer):
+            calls.append(part)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        calls: list[str] = []
+        monkeypatch.setattr(Trainer, part, property(load))
+        with pytest.raises(NotStartedError, match="OutOfMemoryError: CUDA out of memory"):
+            CohortWorker(config, "cpu", 1).serve([task(p, values(config), kind) for p in range(4)])
+        assert len(calls) == 1
 
     def test_no_data(self, config, monkeypatch):
         whole = Trainer._local_data
@@ -56,27 +72,24 @@ class TestFailures:
         self.check(config, answers, 0, "no training examples for 0/1")
         assert answers[0].reply.error.reason == "no training examples for 0/1"
 
-    def test_values_that_are_not_finite_stay_with_their_client(self, config):
+    def test_values_that_are_not_finite(self, config):
         tasks = [task(p, values(config)) for p in range(3)]
         bad = {name: np.full_like(value, np.nan) for name, value in values(config).items()}
         tasks[1] = task(1, bad)
         answers = CohortWorker(config, "cpu", 1).serve(tasks).answers
-        assert np.isnan(tensors_of(answers[1])[PROMPTS]).all()
-        for partition in (0, 2):
-            alone = Trainer(config).train(partition, 1, values(config), {})
-            assert_close(tensors_of(answers[partition]), alone.tensors)
+        self.check(config, answers, 1, "has NaN or infinite values")
 
     def test_a_reply_that_cannot_be_made_trains_no_neighbour_twice(self, config, monkeypatch):
         calls = []
 
-        def trained(message, context, config, result):
-            calls.append(context.node_config[PARTITION])
+        def trained(work, context, result):
+            calls.append(work.partition)
             if calls[-1] == 1:
                 raise OSError("the disk is full")
-            return whole(message, context, config, result)
+            return action.reply(work, context, result)
 
-        whole = messages.trained
-        monkeypatch.setattr(worker_module.messages, "trained", trained)
+        action = messages.ACTIONS[TRAIN]
+        monkeypatch.setitem(messages.ACTIONS, TRAIN, replace(action, reply=trained))
         answers = (
             CohortWorker(config, "cpu", 1)
             .serve([task(p, values(config)) for p in range(3)])
@@ -85,7 +98,8 @@ class TestFailures:
         assert calls == [0, 1, 2]
         assert answers[1].reply.error.reason == "OSError: the disk is full"
 
-    def test_another_round_or_pretrained_prompt_is_another_cohort(self, config):
+    def test_another_round_or_pretrained_prompt_is_another_cohort(self, tiny_llama):
+        config = configured(tiny_llama, pretrain_prompt_steps=1)
         first, second = ({PRETRAINED: values(config, n)[PROMPTS]} for n in (7, 8))
         tasks = [task(p, values(config), frozen=(first, second)[p % 2]) for p in range(4)]
         answers = CohortWorker(config, "cpu", 1).serve(tasks).answers

@@ -3,17 +3,19 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 import ray
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from tasks import configured, values
+from tasks import ASSIGNMENT, configured, values
 
 from mops_fl.engine.grid import CohortGrid
-from mops_fl.engine.ray_worker import RayWorker, find_slots
-from mops_fl.wire.records import ARRAYS, CONFIG, ROUND, to_array_record
+from mops_fl.engine.ray_worker import RayPlace, RayWorker, find_slots
+from mops_fl.engine.slots import Slot
+from mops_fl.wire.records import ARRAYS, CONFIG, from_array_record, to_array_record
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +47,24 @@ class Idle:
     """Holds CPUs."""
 
 
-def test_a_worker_that_dies_costs_one_shard_and_comes_back(tiny_llama, cluster):
+def train(config, grid: CohortGrid) -> list[Message]:
+    content = RecordDict({ARRAYS: to_array_record(values(config))})
+    content[CONFIG] = ASSIGNMENT.record()
+    messages = [
+        Message(content, message_type=MessageType.TRAIN, dst_node_id=node)
+        for node in grid.get_node_ids()
+    ]
+    replies = grid.send_and_receive(messages, timeout=200)
+    return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+
+def tensors_of(reply: Message):
+    return from_array_record(reply.content.array_records[ARRAYS])
+
+
+def test_a_worker_that_dies_costs_a_retry_with_the_same_numbers(tiny_llama, cluster):
     config = configured(tiny_llama)
-    slots = find_slots("cpu")
+    slots = find_slots("cpu", None)
     assert [slot.device for slot in slots] == ["cpu", "cpu"]
     started = []
 
@@ -57,20 +74,33 @@ def test_a_worker_that_dies_costs_one_shard_and_comes_back(tiny_llama, cluster):
 
     grid = CohortGrid(Outer(), config, [start], 3)
 
-    def train():
-        content = RecordDict({ARRAYS: to_array_record(values(config))})
-        content[CONFIG] = ConfigRecord({ROUND: 1})
-        messages = [
-            Message(content, message_type=MessageType.TRAIN, dst_node_id=node)
-            for node in grid.get_node_ids()
-        ]
-        replies = grid.send_and_receive(messages, timeout=800)
-        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-
-    assert [reply.error.reason for reply in train() if reply.has_error()] == []
+    untroubled = train(config, grid)
+    assert [reply.error.reason for reply in untroubled if reply.has_error()] == []
     os.kill(ray.get(started[0]._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
-    replies = train()
-    assert [reply.has_error() for reply in replies] == [True] * 3 + [False] * 3
-    assert "the worker that served this client was lost" in replies[0].error.reason
-    assert not any(reply.has_error() for reply in train())
+    for reply, other in zip(train(config, grid), untroubled, strict=True):
+        ours, theirs = tensors_of(reply), tensors_of(other)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert len(started) == 2
+
+
+def test_a_model_that_cannot_be_loaded_retires_the_place_and_says_why(tmp_path, cluster):
+    config = configured(tmp_path / "gone")
+    (slot, _) = find_slots("cpu", None)
+    grid = CohortGrid(Outer(), config, [RayPlace(config, slot)], 3)
+    for reply in train(config, grid):
+        assert "no place for workers is left: cpu on " in reply.error.reason
+        assert str(tmp_path) in reply.error.reason
+
+
+def test_a_machine_that_is_gone_is_a_place_that_is_retired(tiny_llama, cluster):
+    config = configured(tiny_llama)
+    gone = Slot("f" * 56, "cpu", 1, "elsewhere")
+    (sound, _) = find_slots("cpu", None)
+    places = [RayPlace(config, gone), RayPlace(config, sound)]
+    replies = train(config, CohortGrid(Outer(), config, places, 1))
+    assert [reply.error.reason for reply in replies if reply.has_error()] == []
+
+
+def test_slots_are_as_many_as_workers_of_so_many_threads(cluster):
+    assert [slot.threads for slot in find_slots("cpu", 1)] == [1, 1]
+    assert [slot.threads for slot in find_slots("cpu", 2)] == [2]

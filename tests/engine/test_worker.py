@@ -1,31 +1,32 @@
 """A worker without Ray: a cohort replies as its clients alone."""
 
 import pytest
-from flwr.app import MessageType, RecordDict
-from tasks import FLAT, HIDDEN, assert_close, configured, task, tensors_of, values
+from flwr.app import ConfigRecord, Context, MessageType, RecordDict
+from tasks import FLAT, HIDDEN, RUN, assert_close, configured, task, tensors_of, values
 
 from mops_fl.engine.worker import CohortWorker
+from mops_fl.errors import RunError
+from mops_fl.files import cache_folder
 from mops_fl.metrics import total
+from mops_fl.training import local_gate
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import (
     CONFIG,
-    EXAMPLES,
     GATE,
     METRICS,
-    PARTITION,
     PRETRAINED,
     PROMPTS,
     from_array_record,
-    get_gate_sums,
-    get_tallies,
     to_array_record,
 )
+from mops_fl.wire.replies import Description, Evaluated, EvaluationAsked
+from mops_fl.wire.requests import Assignment
 
 
 @pytest.mark.parametrize("method", ["mops", "fedprompt"])
 @pytest.mark.parametrize("mode", ["attention", "hidden"])
 def test_a_cohort_replies_as_its_clients_alone(tiny_llama, method, mode):
-    config = configured(tiny_llama, method=method, gate_mode=mode)
+    config = configured(tiny_llama, method=method, gate_mode=mode, pretrain_prompt_steps=1)
     start = values(config, gated=method == "mops")
     frozen = {PRETRAINED: values(config, 7)[PROMPTS]}
     tasks = [task(partition, start, frozen=frozen) for partition in range(6)]
@@ -36,10 +37,9 @@ def test_a_cohort_replies_as_its_clients_alone(tiny_llama, method, mode):
         alone = trainer.train(partition, 1, start, frozen)
         assert_close(tensors_of(answer), alone.tensors)
         metrics = answer.reply.content.metric_records[METRICS]
-        assert metrics[EXAMPLES] == alone.examples
-        tally = get_tallies(metrics)["all"]
-        assert tally.tokens == alone.tally.tokens
-        assert tally.nll == pytest.approx(alone.tally.nll, rel=1e-4)
+        assert metrics["num-examples"] == alone.examples
+        assert metrics["tokens"] == alone.tally.tokens
+        assert metrics["nll"] == pytest.approx(alone.tally.nll, rel=1e-4)
         assert answer.reply.metadata.reply_to_message_id == f"message-{partition}"
         assert answer.reply.metadata.src_node_id == 10 + partition
         sizes.add(alone.examples)
@@ -59,7 +59,13 @@ def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates)
             {PROMPTS: start[PROMPTS]},
             MessageType.EVALUATE,
             frozen={name: start[name] for name in GATE},
-            state=RecordDict({"local-gate": to_array_record(gates[partition])}),
+            state=RecordDict(
+                {
+                    "local-gate": to_array_record(gates[partition]),
+                    "local-gate-round": ConfigRecord({"server-round": 1}),
+                }
+            ),
+            assignment=Assignment(RUN, 1, 1),
         )
         for partition in range(6)
     ]
@@ -67,8 +73,10 @@ def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates)
     trainer = Trainer(config)
     for partition, answer in enumerate(answers):
         alone = trainer.evaluate(partition, {**start, **gates[partition]}, {})
-        metrics = answer.reply.content.metric_records[METRICS]
-        tallies, sums = get_tallies(metrics), get_gate_sums(metrics)
+        rows = dict.fromkeys(trainer.corpus.tasks, 100)
+        asked = EvaluationAsked(rows, config.data.max_length, config.prompts.experts, None)
+        found = Evaluated.read(answer.reply.content, asked)
+        tallies, sums = found.tallies, found.gate
         assert {t: v.tokens for t, v in tallies.items()} == {
             t: v.tokens for t, v in alone.tallies.items()
         }
@@ -78,8 +86,8 @@ def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates)
             assert sums[name].weights == pytest.approx(gate.weights, rel=1e-3)
 
 
-def test_a_local_gate_is_kept_for_the_next_round_and_beside_the_run(tiny_llama, tmp_path):
-    config = configured(tiny_llama, gate_sync="local", run_dir=str(tmp_path))
+def test_a_local_gate_is_kept_for_the_next_round_and_for_a_resumed_run(tiny_llama):
+    config = configured(tiny_llama, gate_sync="local")
     start = values(config)
     frozen = {name: start[name] for name in GATE}
     tasks = [task(p, {PROMPTS: start[PROMPTS]}, frozen=frozen) for p in (0, 3)]
@@ -89,19 +97,41 @@ def test_a_local_gate_is_kept_for_the_next_round_and_beside_the_run(tiny_llama, 
         kept = from_array_record(answer.state["local-gate"])
         assert kept.keys() == set(GATE)
         assert all((kept[name] != start[name]).any() for name in GATE)
-        assert (tmp_path / "gates" / f"{partition:04d}" / "round-001.safetensors").is_file()
+        context = Context(1, 1, {}, answer.state, {})
+        for state in (answer.state, RecordDict()):
+            context = Context(1, 1, {}, state, {})
+            found = local_gate.kept(context, partition, Assignment(RUN, 5, 1))
+            assert all((found[name] == kept[name]).all() for name in GATE)
+    with pytest.raises(RunError, match="client 0 trained its gate in round 4, and it is not"):
+        local_gate.kept(context, 0, Assignment(RUN, 5, 4))
 
 
-def test_queries_are_answered(config):
+def test_only_gates_that_may_be_wanted_are_kept(tiny_llama):
+    gate = {name: value for name, value in values(configured(tiny_llama)).items() if name in GATE}
+    context = Context(1, 1, {}, RecordDict(), {})
+    for current, last in ((1, 0), (2, 1), (4, 2), (1000, 2), (1002, 1000)):
+        local_gate.keep(gate, context, 7, Assignment("1" * 32, current, last))
+    folder = cache_folder() / "gates" / ("1" * 32) / "0007"
+    assert {file.name for file in folder.iterdir()} == {
+        "round-1000.safetensors",
+        "round-1002.safetensors",
+    }
+
+
+def test_queries_are_answered(tiny_llama):
+    config = configured(tiny_llama, pretrain_prompt_steps=2, pretrain_gate_steps=2)
     worker = CohortWorker(config, "cpu", 1)
     kind = f"{MessageType.QUERY}.describe"
-    answers = worker.serve([task(p, values(config), kind) for p in range(6)]).answers
-    records = [answer.reply.content.config_records[CONFIG] for answer in answers]
-    assert [record[PARTITION] for record in records] == list(range(6))
-    assert records[0]["hidden-size"] == HIDDEN
-    assert sum(sum(r["train"]) + sum(r["test"]) for r in records) == FLAT["num-samples"]
+    asked = [task(p, values(config), kind) for p in range(6)]
+    answers = worker.serve(asked).answers
+    described = [Description.read(answer.reply.content, 6) for answer in answers]
+    assert [each.partition for each in described] == list(range(6))
+    assert described[0].hidden_size == HIDDEN
+    assert sum(each.examples + sum(each.test) for each in described) == FLAT["num-samples"]
     kind = f"{MessageType.QUERY}.pretrain"
-    (answer,) = worker.serve([task(0, values(config), kind)]).answers
+    initial = task(0, values(config), kind)
+    del initial.message.content[CONFIG]
+    (answer,) = worker.serve([initial]).answers
     assert tensors_of(answer).keys() == {PROMPTS, PRETRAINED, *GATE}
     (answer,) = worker.serve([task(0, values(config), f"{MessageType.QUERY}.other")]).answers
     assert "no client answers" in answer.reply.error.reason

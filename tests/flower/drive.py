@@ -13,7 +13,7 @@ if __name__ == "__main__":
         Path(app[0]) if app else Path(__file__).parent / "toy",
         {"run-dir": run_dir, "behaviour": behaviour},
         Resources(clients=2, cpus_per_client=1, gpus_per_client=0, workers=2),
-        watch=lambda note: None,
+        watch=lambda folder, note: None,
     )
     verdict = outcome.verdict
     print(json.dumps({"status": verdict.status, "error": verdict.error, "log": str(outcome.log)}))

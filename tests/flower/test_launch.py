@@ -22,10 +22,15 @@ HERE = Path(__file__).parent
 STARTED: list[subprocess.Popen] = []
 
 
-def start(run_dir: Path, behaviour: str, app: Path | None = None) -> subprocess.Popen:
+def start(
+    run_dir: Path, behaviour: str, app: Path | None = None, **variables: str
+) -> subprocess.Popen:
     arguments = [str(run_dir), behaviour, *([str(app)] if app else [])]
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "drive.py"), *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(HERE / "drive.py"), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
     )
     STARTED.append(process)
     return process
@@ -92,6 +97,21 @@ def test_two_at_once_end_each_with_its_own_truth(tmp_path):
     assert "Starting Flower Simulation" in log.read_text()
     assert (tmp_path / "good" / "superlink.log").stat().st_size
     assert list(homes().iterdir()) == []
+
+
+def test_a_run_knows_nothing_of_the_user_s_shell(tmp_path):
+    long = tmp_path / "slurm_jobdir" / "1355700" / "alice"
+    long.mkdir(parents=True)
+    variables = {
+        **{"ALL_PROXY": "socks5://127.0.0.1:1080", "HTTP_PROXY": "http://127.0.0.1:9"},
+        **{"NO_PROXY": "localhost,[::1]", "SSL_CERT_FILE": "/nowhere"},
+        **{"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "20", "LC_ALL": "C"},
+        **{"PYTHONWARNINGS": "error", "RAY_RUNTIME_ENV_HOOK": "nowhere", "MKL_NUM_THREADS": "64"},
+        **{"TMPDIR": str(long), "MOPS_FL_CACHE": str(tmp_path / ("c" * 60))},
+    }
+    ended = outcome(start(tmp_path / "run", "well", **variables))
+    assert (ended["status"], ended["error"]) == ("completed", None)
+    assert facts(tmp_path / "run")["status"] == "completed"
 
 
 def test_ctrl_c_stops_the_run(tmp_path):

@@ -80,35 +80,63 @@ def test_everything_fits_where_there_is_memory_and_groups_are_of_similar_length(
     assert [len(group) for group in groups_of(llama.memory, examples)] == [1] * 5
 
 
-def test_little_free_memory_is_said_and_the_default_limit_is_a_constant(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sharers", [1, 4])
+def test_little_free_memory_is_said_and_the_default_limit_is_a_constant(
+    tmp_path, monkeypatch, sharers
+):
     llama = backbone(tmp_path)
-    available = psutil_with(8 * memory_module.CPU_BYTES)
-    monkeypatch.setattr(memory_module, "psutil", available)
-    groups_of(llama.memory, rows((3, 2)))
-    assert llama.memory._limit == memory_module.CPU_BYTES
-    assert llama.memory.warnings == []
-    scarce = Memory(llama.model.config, llama.dtype, llama.device)
-    monkeypatch.setattr(memory_module, "psutil", psutil_with(10**6))
-    groups_of(scarce, rows((3, 2)))
-    assert scarce._limit < 10**6
-    (warning,) = scarce.warnings
-    assert "of memory are free" in warning
+    needed = sharers * memory_module.CPU_BYTES / 0.45
+    for available, halvings in ((needed + 1, 0), (needed - 1, 1), (needed / 4 - 1, 3)):
+        memory = Memory(llama.model.config, llama.dtype, llama.device)
+        monkeypatch.setattr(memory_module, "available_memory", lambda free=available: int(free))
+        monkeypatch.setattr(memory_module, "workers", lambda: sharers)
+        groups_of(memory, rows((3, 2)))
+        assert memory._limit == memory_module.CPU_BYTES >> halvings
+        assert len(memory.warnings) == bool(halvings)
+        for warning in memory.warnings:
+            assert f"are free for {sharers} worker processes" in warning
 
 
-def psutil_with(available: int):
-    class fake:  # noqa: N801
-        @staticmethod
-        def virtual_memory():
-            return type("memory", (), {"available": available})
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.empty(2**60),
+        lambda: [0] * 2**60,
+        lambda: (_ for _ in ()).throw(RuntimeError("std::bad_alloc")),
+    ],
+)
+def test_groups_are_halved_where_the_cpu_has_no_memory(tmp_path, fail):
+    memory = backbone(tmp_path).memory
 
-    return fake
+    def only_pairs(group):
+        if len(group) > 2:
+            next(iter(fail()))
+        return group
+
+    groups = [
+        group for group, _ in memory.in_groups(only_pairs, rows(*[(3, 2)] * 8), [0] * 8, 8, 2)
+    ]
+    assert sorted(index for group in groups for index in group) == list(range(8))
+    assert max(map(len, groups)) <= 2
+    (warning,) = memory.warnings
+    assert "need more memory than there is" in warning
+
+
+def test_another_error_is_not_want_of_memory(tmp_path):
+    memory = backbone(tmp_path).memory
+
+    def fail(group):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="do not fit"):
+        list(memory.in_groups(fail, rows((3, 2), (3, 2)), [0, 0], 8, 2))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's /proc")
 def test_the_weights_stay_pages_of_the_file_that_processes_share(tmp_path):
     """What training and evaluation would copy, every worker process would hold for itself."""
     folder = save_tiny_llama(tmp_path, hidden_size=WIDTH, num_hidden_layers=5)
-    config = Config.from_flat({"model": str(folder), "local-steps": 2})
+    config = Config.from_flat({"model": str(folder), "dtype": "float32", "local-steps": 2})
     mixture = Mixture(load_backbone(config.backbone), LAYOUT, 1, None)
     data = LocalData(rows((20, 6), (40, 30)), (0, 1))
     train(mixture, [initial_tensors(LAYOUT, WIDTH, 0, True)], [data], config.train)

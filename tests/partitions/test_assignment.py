@@ -1,13 +1,17 @@
 """Every kind of partition is a true one, with a floor, decided by the seed."""
 
 import itertools
+import time
 
+import datasets
 import pytest
 
 from mops_fl.config import Config, PartitionConfig
 from mops_fl.data import Corpus, Example
 from mops_fl.errors import ConfigError
+from mops_fl.seeding import derive, numpy_generator
 from partitions import assign
+from partitions.partitioners import BUILDERS
 
 TASKS = tuple(f"task{number}" for number in range(7))
 
@@ -58,6 +62,52 @@ def test_the_seed_decides(kind: str) -> None:
     first, again, other = (assign(corpus(1500), config(kind), seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def assigned_row_by_row(data: Corpus, settings: PartitionConfig, seed: int) -> list[list[int]]:
+    """The same by flwr-datasets on the texts themselves, and a search for each moved row."""
+    order = numpy_generator(seed, "partition-order").permutation(len(data.examples)).tolist()
+    rows = [data.examples[index] for index in order]
+    columns = {"task": [row.task for row in rows], "owner": [row.owner for row in rows]}
+    names = [tuple(sorted(set(columns[column]))) for column in ("task", "owner")]
+    partitioner = BUILDERS[settings.partition](settings, *names, derive(seed, "partition"))
+    partitioner.dataset = datasets.Dataset.from_dict({"index": order, **columns})
+    parts = [partitioner.load_partition(client) for client in range(settings.num_clients)]
+    clients = [list(part["index"]) for part in parts]
+    if settings.partition != "natural-id":
+        generator = numpy_generator(seed, "partition-floor")
+        for client in clients:
+            while len(client) < settings.min_client_samples:
+                largest = max(clients, key=len)
+                client.append(largest.pop(generator.integers(len(largest))))
+    return [sorted(client) for client in clients]
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha"),
+    [
+        *(("dirichlet", alpha) for alpha in (1e-6, 0.1, 1e6)),
+        ("iid", 1.0),
+        ("pathological", 1.0),
+        ("natural-id", 1.0),
+    ],
+)
+@pytest.mark.parametrize(("number", "clients"), [(2000, 40), (401, 40), (41, 8)])
+def test_as_if_assigned_row_by_row(kind: str, alpha: float, number: int, clients: int) -> None:
+    floor = 10 if number > 100 else 2
+    settings = config(kind, alpha=alpha, num_clients=clients, min_client_samples=floor)
+    data = corpus(number, tuple("zyx10 ab"), owners=clients)
+    expected = assigned_row_by_row(data, settings, 3)
+    assert assign(data, settings, 3) == expected
+
+
+def test_many_clients_and_rows_in_seconds() -> None:
+    """Ten thousand clients: neither a search nor a dataset for each of them."""
+    data = corpus(200_000)
+    start = time.monotonic()
+    clients = assign(data, config(num_clients=10_000), seed=0)
+    assert time.monotonic() - start < 60
+    check(clients, 200_000, floor=10)
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "iid", "pathological", "natural-id"])
@@ -137,7 +187,8 @@ def test_natural_owners_stay_together() -> None:
         (
             corpus(200),
             config("pathological", min_client_samples=2, num_clients=100),
-            r"partition=pathological cannot be made of 200 examples for num-clients=100: Label",
+            r"partition=pathological cannot be made of 200 examples for num-clients=100: a task "
+            r"has fewer .* \(the smallest, task4, has 28\): lower num-clients",
         ),
     ],
 )
@@ -146,10 +197,13 @@ def test_impossible_partitions(data: Corpus, settings: PartitionConfig, message:
         assign(data, settings, seed=0)
 
 
-def test_owner_below_the_floor_is_named() -> None:
+def test_owner_below_the_floor_is_numbered() -> None:
+    """By number: an owner's name may be a person's."""
     data = corpus(40, owners=2)
     few = tuple(Example("x", "", "y", "task0", "small") for _ in range(3))
     data = Corpus(data.examples + few, TASKS, {}, "")
     settings = config("natural-id", num_clients=3)
-    with pytest.raises(ConfigError, match=r"partition-column=user: owners .*=10: small \(3\);"):
+    with pytest.raises(
+        ConfigError, match=r"partition-column=user: owners .*=10: client 2 \(3\), counted"
+    ):
         assign(data, settings, seed=0)

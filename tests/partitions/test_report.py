@@ -48,6 +48,13 @@ def test_draw_any_size_without_warnings(clients: int, tasks: int, tmp_path: Path
     draw(table(Corpus(examples, names, {}, ""), shares), tmp_path / "p.png", "any size")
 
 
+def test_draw_names_that_look_like_formulas(tmp_path: Path) -> None:
+    names = ("$\\bad{$", "a_b^c", "50 $ and 60 $")
+    examples = tuple(Example("x", "", "y", name) for name in names)
+    draw(table(Corpus(examples, names, {}, ""), [Share((0, 1), (2,))]), tmp_path / "p.png", "$\\x$")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_draw_where_nothing_can_be_written(
     small: tuple[Corpus, list[Share]], tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from mops_fl.config import Config
-from mops_fl.data import load_corpus, split
+from mops_fl.data import Share, evaluated, load_corpus, split
+from mops_fl.errors import DataError
 from partitions import shares
 
 
@@ -26,6 +27,31 @@ def test_seed_and_client_decide_the_split() -> None:
     assert split(indices, 0.1, 0, 1) != split(indices, 0.1, 1, 1)
     assert split(indices, 0.1, 0, 1) != split(indices, 0.1, 0, 2)
     assert all(type(index) is int for index in split(indices, 0.1, 0, 1).test)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_client_is_without_test_rows(number: int) -> None:
+    with pytest.raises(
+        DataError, match=rf"client 4 has {number} usable rows, but needs at least 2"
+    ):
+        split(list(range(number)), 0.1, seed=0, client=4)
+
+
+def test_evaluated_rows_are_a_fixed_sample_of_each_client() -> None:
+    """Over many clients every held-out place is drawn, not the first ones only."""
+    share = Share((), tuple(range(100, 200)))
+    samples = [evaluated(share, 10, seed=0, client=client) for client in range(100)]
+    assert samples == [evaluated(share, 10, seed=0, client=client) for client in range(100)]
+    assert all(list(sample) == sorted(set(sample)) and len(sample) == 10 for sample in samples)
+    assert set(itertools.chain.from_iterable(samples)) == set(share.test)
+    assert evaluated(share, 10, 0, 3) != evaluated(share, 10, 1, 3)
+    assert all(type(index) is int for index in samples[0])
+
+
+@pytest.mark.parametrize("wanted", [0, 100, 101])
+def test_all_rows_are_evaluated_where_not_fewer_are_wanted(wanted: int) -> None:
+    share = Share((), tuple(range(100, 200)))
+    assert evaluated(share, wanted, seed=0, client=0) == share.test
 
 
 def test_the_clients_test_parts_make_the_global_test_set() -> None:

@@ -12,17 +12,24 @@ from mops_fl.files import made_once, replacing, write_text
 from mops_fl.metrics import GateSum, Tally
 from mops_fl.run.folder import RunFolder
 from mops_fl.run.recorder import Recorder
-from mops_fl.wire.records import to_array_record
-from strategies import EvaluateRound, TrainRound, TrainRow
+from mops_fl.wire.rounds import EvaluateRound, TrainRound, TrainRow
 
 FLAT = {"num-server-rounds": 4, "eval-every": 2}
 
 
-def create(path: Path) -> tuple[RunFolder, Recorder]:
+PARTITION = [(0, "b", 1, 1), (0, "a", 1, 1)]
+
+
+def create(path: Path, partition=PARTITION) -> tuple[RunFolder, Recorder]:
     config = Config.from_flat(FLAT)
-    folder = RunFolder.create(path, {"config": config.flat(), "method": "mops"})
-    folder.add_rows("partition.csv", [(0, "b", 1, 1), (0, "a", 1, 1)])
+    folder = RunFolder.create(path, {"config": config.flat(), "method": "mops", "seed": 0})
+    folder.add_rows("partition.csv", partition)
     return folder, Recorder(config, folder, -1)
+
+
+def train(recorder: Recorder, current: int) -> None:
+    row = TrainRow(3, 9, 5, Tally(4.0 + current, 2), 0.1)
+    recorder.on_train(TrainRound(current, (row,), {7: "lost"}, 100, 200))
 
 
 def play(recorder: Recorder, rounds) -> None:
@@ -30,14 +37,12 @@ def play(recorder: Recorder, rounds) -> None:
     for current in rounds:
         if current:
             recorder.on_replies("train", 0, 2)
-            row = TrainRow(3, 9, 5, Tally(4.0 + current, 2), 0.1)
-            arrays = to_array_record({"prompts": np.zeros(3)})
-            recorder.on_train(TrainRound(current, (row,), {7: "lost"}, arrays, 100, 200))
+            train(recorder, current)
         if current % 2 == 0:
             recorder.on_replies("evaluate", 0, 2)
             tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
             gate = {"a": GateSum((1.0, 3.0), 4), "b": GateSum((2.0, 2.0), 4)}
-            recorder.on_evaluate(EvaluateRound(current, tallies, gate, {}, 50))
+            recorder.on_evaluate(EvaluateRound(current, tallies, gate, 1, {4: "lost"}, 50))
         recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
 
 
@@ -51,6 +56,8 @@ def test_a_whole_run_is_written(tmp_path):
     )
     assert "2,a,1,0.75\n" in read("gate.csv")
     assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")
+    clients, failures, tokens, _, down = read("evaluations.csv").splitlines()[1].split(",")[1:]
+    assert (clients, failures, tokens, down) == ("1", "1", "2", "50")
     assert read("clients.csv").splitlines()[1] == "1,3,9,5,5.0,2,0.1"
     facts = json.loads(read("run.json"))
     assert (facts["status"], facts["rounds_done"]) == ("completed", 4)
@@ -76,6 +83,75 @@ def test_reopening_drops_what_is_after_the_last_whole_round(tmp_path):
     assert rounds == ["round", "1", "2", "3"]
 
 
+def test_totals_are_those_of_the_tables_after_a_failed_round(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    recorder.on_replies("query.pretrain", 0, 1)
+    recorder.on_pretrain(7, 5)
+    play(recorder, [0, 1])
+    before = json.loads((folder.path / "run.json").read_text())
+    recorder.on_replies("train", 0, 2)
+    train(recorder, 2)
+    recorder.finish(status="failed", error="power cut")
+    for name in ("bytes_up", "bytes_down", "seconds"):
+        folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+        assert json.loads((folder.path / "run.json").read_text())[name] == before[name]
+        assert len((folder.path / "train.csv").read_text().splitlines()) == 2
+    play(Recorder(Config.from_flat(FLAT), folder, 1), [2])
+    facts = json.loads((folder.path / "run.json").read_text())
+    assert (facts["bytes_up"], facts["bytes_down"]) == (7 + 2 * 100, 5 + 2 * 200 + 2 * 50)
+    assert list(facts["evaluation_failures"]) == ["0", "2"]
+
+
+def test_what_failed_in_a_round_that_is_done_again_is_forgotten(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    play(recorder, [0, 1, 2])
+    (folder.path / "checkpoints" / "round-002.safetensors").unlink()
+    folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+    assert list(folder.facts["evaluation_failures"]) == ["0"]
+
+
+def test_starts_before_round_0_leave_one_partition_table(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    table = (folder.path / "partition.csv").read_text()
+    for _ in range(2):
+        recorder.on_pretrain(7, 5)
+        folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+        assert folder.facts["bytes_up"] == 0
+        folder.add_rows("partition.csv", PARTITION)
+        recorder = Recorder(Config.from_flat(FLAT), folder, -1)
+        recorder.on_replies("query.pretrain", 0, 1)
+    assert (folder.path / "partition.csv").read_text() == table
+    play(recorder, [0])
+    folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+    assert folder.tasks() == ["b", "a"]
+
+
+def test_rounds_beyond_999_are_ordered_by_number(tmp_path):
+    folder, _ = create(tmp_path / "run")
+    for number in (998, 999, 1000, 1002):
+        folder.save_checkpoint(number, {"prompts": np.full(1, float(number))})
+    assert folder.last_round() == 1002
+    assert folder.load_checkpoint(1002)["prompts"] == 1002
+
+
+@pytest.mark.parametrize("task", ["1", "None", "NA", "", "nan", "1e5", "a,b", 'q"', "a\nb", "a\rb"])
+def test_a_task_is_text_after_a_resume(tmp_path, task):
+    folder, _ = create(tmp_path / "run", partition=[(0, task, 1, 1), (1, "other", 2, 0)])
+    folder.save_checkpoint(0, {"prompts": np.zeros(1)})
+    table = (folder.path / "partition.csv").read_bytes()
+    folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+    assert folder.tasks() == [task, "other"]
+    folder.add_rows("partition.csv", [])
+    assert (folder.path / "partition.csv").read_bytes() == table
+
+
+def test_a_malformed_table_is_refused_when_resumed(tmp_path):
+    folder, _ = create(tmp_path / "run")
+    (folder.path / "partition.csv").write_text("partition,task,train,test\n0,a,one,1\n")
+    with pytest.raises(RunError, match="column train holds 'one'"):
+        RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
+
+
 def test_an_existing_folder_is_refused(tmp_path):
     create(tmp_path / "run")
     with pytest.raises(RunError, match="exists: choose another, or carry it on with --resume"):
@@ -90,7 +166,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
 
 def test_what_cannot_be_resumed_says_why(tmp_path):
     config = Config.from_flat(FLAT)
-    with pytest.raises(RunError, match=r"no readable run\.json"):
+    with pytest.raises(RunError, match=r"it has no run\.json"):
         RunFolder.reopen(tmp_path, config.flat())
     folder, recorder = create(tmp_path / "run")
     other = Config.from_flat({**FLAT, "seed": 5})

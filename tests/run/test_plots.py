@@ -3,11 +3,16 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
-from synthetic import write_run
+from PIL import Image
+from synthetic import LABELS, write_run, write_table
 
 from mops_fl.errors import RunError
+from mops_fl.pictures import save
+from mops_fl.run.figures import draw_figures
 from mops_fl.run.plots import gate_figure, perplexity_figure
 
 
@@ -41,10 +46,66 @@ def test_gate_before_and_after(tmp_path, rounds):
     assert imread(tmp_path / "gate.png").std() > 0.05
 
 
+def test_any_label_is_drawn(tmp_path):
+    run = write_run(tmp_path / "_$x^2$ [bold] 日本語", tasks=LABELS)
+    assert draw_figures(run) == []
+    assert {file.name for file in run.glob("*.png")} == {"perplexity.png", "gate.png"}
+    perplexity_figure([run], tmp_path / "tasks.png", per_task=True)
+
+
+def test_text_of_others_is_no_formula_and_no_label_is_left_out(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    run = write_run(tmp_path / "_$x^2$", tasks=["$a_1$", "_b"])
+    perplexity_figure([run], tmp_path / "figure.png", per_task=True)
+    gate_figure(run, tmp_path / "gate.png")
+    (legend,) = shown[0].legends
+    assert [text.get_text() for text in legend.texts] == [r"_\$x^2\$ (mops)"]
+    assert shown[0].axes[0].get_title("left") == r"\$a 1\$"
+    ticks = [text.get_text() for text in shown[1].axes[0].get_yticklabels()]
+    assert ticks == [r"\$a 1\$", "b"]
+
+
+def test_a_task_without_a_reply_leaves_a_blank(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    run = write_run(tmp_path / "run", rounds=2)
+    full = [(n, t, e, 0.5) for n in range(3) for t in ("sort", "count") for e in range(2)]
+    for number, blanks in ((0, 2), (1, 0), (2, 2)):
+        rows = [row for row in full if row[:2] != (number, "sort")]
+        write_table(run / "gate.csv", rows)
+        gate_figure(run, tmp_path / "gate.png")
+        first, last, _ = shown.pop().axes
+        missing = np.isnan([panel.images[0].get_array().filled(np.nan) for panel in (first, last)])
+        assert missing.sum() == blanks
+        assert len(first.texts) + len(last.texts) == 8 - blanks
+
+
+def test_what_cannot_be_drawn_is_a_warning(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "rounds.csv").unlink()
+    (warning,) = draw_figures(run)
+    assert warning.startswith("no figure of perplexity: ")
+    assert "has no rounds.csv" in warning
+    assert (run / "gate.png").is_file()
+    (run / "gate.csv").write_text("nonsense")
+    assert len(draw_figures(run)) == 2
+    assert len(draw_figures(tmp_path / "nowhere")) == 1
+
+
+def test_very_many_tasks_are_drawn_coarser(tmp_path):
+    figure = Figure(figsize=(1, 400))
+    save(figure, tmp_path / "long.png")
+    with Image.open(tmp_path / "long.png") as picture:
+        assert picture.size == (75, 30_000)
+
+
 def test_what_cannot_be_drawn(tmp_path):
     run = write_run(tmp_path / "run", method="fedprompt")
     with pytest.raises(RunError, match="no run to plot"):
         perplexity_figure([], tmp_path / "figure.png")
+    with pytest.raises(RunError, match="no task to plot"):
+        perplexity_figure([write_run(tmp_path / "x", tasks=())], tmp_path / "figure.png", True)
     with pytest.raises(RunError, match="its ending must be one of"):
         perplexity_figure([run], tmp_path / "figure.xyz")
     with pytest.raises(RunError, match=r"has no gate\.csv"):

@@ -12,6 +12,7 @@ from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import PRETRAINED
 
 FLAT = {
+    "dtype": "float32",
     "num-samples": 120,
     "num-clients": 6,
     "active-clients": 2,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from mops_fl.activity import listening
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
@@ -17,7 +18,7 @@ from mops_fl.models.backbone import Backbone
 from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
-from mops_fl.training.evaluation import evaluate
+from mops_fl.training.evaluation import evaluate, evaluate_clients
 from mops_fl.training.local import LocalData, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt
 from mops_fl.training.trainer import Trainer
@@ -194,6 +195,37 @@ def test_gate_pretraining_gives_each_task_its_expert_without_answers(backbone):
         assert max(gate[task].mean) > 0.5
 
 
+@pytest.mark.parametrize("method", ["train", "prompt", "gate", "evaluate"])
+def test_what_is_called_every_step_changes_no_bit(backbone, method):
+    """Steps, and for the gate batches of questions before them, each once and in order."""
+    layout = replace(CONFIG.prompts, pretrain_prompt_steps=4, pretrain_gate_steps=3)
+    mixture, rows = Mixture(backbone, layout, 1, torch.randn(6, HIDDEN)), examples(5)
+    prompts = initial()[PROMPTS]
+
+    def result(**called):
+        if method == "train":
+            held = [data(rows), data(rows, client=1)]
+            found = train(mixture, [initial(), initial(seed=1)], held, CONFIG.train, **called)
+            return [value for one in found for value in (*one.tensors.values(), one.tally.nll)]
+        if method == "prompt":
+            found = pretrain_prompt(backbone, layout, CONFIG.train, rows, prompts, 0, **called)
+            return list(found.values())
+        if method == "gate":
+            return list(pretrain_gate(mixture, initial(), rows, ("task",), 0, **called).values())
+        (found,) = evaluate_clients(
+            mixture, Trainable([initial()], backbone.device), [rows], **called
+        )
+        return [found.tallies["task"].nll, *found.gate["task"].mean]
+
+    calls = []
+    told = result(on_step=lambda done, of: calls.append((done, of)))
+    assert all(np.array_equal(one, other) for one, other in zip(told, result(), strict=True))
+    steps = {"train": 4, "prompt": 4, "gate": 1 + 3, "evaluate": 5}[method]
+    assert calls[-1] == (steps, steps)
+    if method != "evaluate":
+        assert calls == [(step + 1, steps) for step in range(steps)]
+
+
 class TestTrainer:
     FLAT: ClassVar = {
         **FLAT,
@@ -232,11 +264,49 @@ class TestTrainer:
         held_out = {t: n for t, n in trainer.holding(2).test.items() if n}
         assert {t: g.examples for t, g in evaluation.gate.items()} == held_out
 
+    def test_it_says_what_it_is_doing(self, tiny_llama):
+        trainer = self.trainer(tiny_llama)
+        values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
+        heard = []
+        with listening(heard.append):
+            values = trainer.pretrain(values)
+            frozen = {PRETRAINED: values.pop(PRETRAINED)}
+            trainer.train_cohort([0, 1], 1, [values, values], frozen)
+            trainer.evaluate(2, values, frozen)
+        ended = [each for each in heard if each and each.seconds is not None]
+        held_out = sum(trainer.holding(2).test.values())
+        assert [(each.what, each.done, each.of, each.clients) for each in ended] == [
+            ("steps of the prompt", 2, 2, 0),
+            ("steps of the gate", 6, 6, 0),
+            ("steps", 4, 4, 2),
+            ("examples", held_out, held_out, 1),
+        ]
+
     def test_eval_samples_bounds_each_client(self, tiny_llama):
         trainer = self.trainer(tiny_llama, **{"eval-samples": 1, "test-fraction": 0.5})
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         gate = trainer.evaluate(0, values, {}).gate
         assert sum(g.examples for g in gate.values()) == 1
+
+    def own(self, model, path, lines: list[str], **changes) -> Trainer:
+        path.write_text("\n".join(lines))
+        flat = {**self.FLAT, "model": str(model), "dataset": "jsonl", "data-path": str(path)}
+        column = {"partition": "natural-id", "partition-column": "user"}
+        return Trainer(Config.from_flat({**flat, **column, **changes}), own_data=True)
+
+    def test_own_data_may_be_few_rows_of_some_tasks(self, tiny_llama, tmp_path):
+        lines = ['{"prompt": "a", "response": "b", "task": "one"}'] * 3
+        other = ['{"prompt": "a", "response": "b", "task": "other"}']
+        trainer = self.own(tiny_llama, tmp_path / "own", lines + other, tasks="two,one")
+        holding = trainer.holding(4)
+        assert (holding.train, holding.test) == ({"two": 0, "one": 2}, {"two": 0, "one": 1})
+        values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
+        assert trainer.evaluate(4, values, {}).tallies.keys() == {"one"}
+
+    def test_own_data_of_one_row_is_refused_before_any_work(self, tiny_llama, tmp_path):
+        trainer = self.own(tiny_llama, tmp_path / "own", ['{"prompt": "a", "response": "b"}'])
+        with pytest.raises(DataError, match="has 1 usable rows, but a client needs at least 2"):
+            trainer.holding(4)
 
 
 def test_a_pretrained_gate_keeps_learning(backbone):

@@ -1,0 +1,73 @@
+"""Who takes part: every node that describes itself well and holds the same backbone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mops_fl.config import Config
+from mops_fl.wire.replies import Description
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that takes part."""
+
+    node: int
+    """Flower's id of its node."""
+    description: Description
+
+
+def admit(
+    config: Config, described: Mapping[int, Description]
+) -> tuple[dict[int, Client], dict[str, str]]:
+    """The clients that may take part, and why others may not.
+
+    Nodes that claim one partition id are all refused. Where backbones differ, the one that most
+    clients hold is the run's (of equally many, that of the lowest partition id).
+
+    Args:
+        config: of the run; `mixed-backbones` admits others, as long as tensors fit.
+        described: what each node said of itself.
+
+    Returns:
+        The clients by partition id, in its order; and the reasons by who was refused.
+    """
+    claims = Counter(description.partition for description in described.values())
+    refused = {
+        f"node {node}": f"several nodes have partition-id={description.partition}: give every "
+        "node its own"
+        for node, description in described.items()
+        if claims[description.partition] > 1
+    }
+    clients = {
+        description.partition: Client(node, description)
+        for node, description in sorted(described.items(), key=lambda pair: pair[1].partition)
+        if claims[description.partition] == 1
+    }
+    for partition, fault in _strangers(clients, mixed=config.federation.mixed_backbones).items():
+        refused[f"client {partition}"] = fault
+        del clients[partition]
+    return clients, refused
+
+
+def _strangers(clients: Mapping[int, Client], *, mixed: bool) -> dict[int, str]:
+    """Why clients cannot share prompts with the rest."""
+    if not clients:
+        return {}
+    keys = ("hidden-size",) if mixed else tuple(next(iter(clients.values())).description.backbone)
+    held = {
+        partition: tuple(client.description.backbone[key] for key in keys)
+        for partition, client in clients.items()
+    }
+    # of equally many the first counted is given, and clients are in the order of partition ids
+    ((common, _),) = Counter(held.values()).most_common(1)
+    return {
+        partition: "; ".join(
+            f"its {key} is {own}, that of most clients {theirs}"
+            for key, own, theirs in zip(keys, values, common, strict=True)
+            if own != theirs
+        )
+        + ": all clients must hold the same backbone (mixed-backbones=true allows others)"
+        for partition, values in held.items()
+        if values != common
+    }
