@@ -44,7 +44,7 @@ SMALL = {
 
 APPENDED = {
     "mops-fl compress": "--samples 16 --data-path dolly.jsonl",  # there is no hub
-    "python experiments/compression.py measure": "--model M --compressions none,nf4,2:4",
+    "python experiments/compression.py measure": "--model M --compressions none,2:4 --rows 20",
 }
 """What is appended to the commands that begin so."""
 
@@ -158,10 +158,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     ignored = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info")
     shutil.copytree(app_folder(), folder, ignore=ignored)
     (folder / ".venv").symlink_to(sys.prefix)
-    subprocess.run(["git", "init", "-q", folder], check=True)
-    identity = ["-cuser.name=tests", "-cuser.email=tests@localhost", "-ccommit.gpgsign=false"]
-    commit = ["commit", "-q", "--allow-empty", "-m", "A copy"]
-    subprocess.run(["git", *identity, "-C", folder, *commit], check=True)
+    identity = "-c user.name=tests -c user.email=tests@localhost -c commit.gpgsign=false"
+    for command in ("init -q", f"{identity} commit -q --allow-empty -m copied"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
     make_small(folder)
     home = folder.parent
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | {
