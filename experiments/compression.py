@@ -183,8 +183,9 @@ def _measure(
         RunError: the table holds other settings.
     """
     from mops_fl.base.device import resolve_device
+    from mops_fl.base.identity import digest
     from mops_fl.base.prepare import prepared
-    from mops_fl.base.source import digest, find
+    from mops_fl.base.source import find
     from mops_fl.base.tokenizer import load_tokenizer
     from mops_fl.compression.artifact import verify
     from mops_fl.compression.cache import ensure
