@@ -264,7 +264,8 @@ class TestTrainer:
         held_out = {t: n for t, n in trainer.holding(2).test.items() if n}
         assert {t: g.examples for t, g in evaluation.gate.items()} == held_out
 
-    def test_it_says_what_it_is_doing(self, tiny_llama):
+    def test_it_says_what_it_is_doing(self, tiny_llama, tmp_path, monkeypatch):
+        monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
         trainer = self.trainer(tiny_llama)
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         heard = []
