@@ -1,5 +1,6 @@
 """The engine on real Ray workers, without Flower around it."""
 
+import gc
 import os
 import signal
 
@@ -17,7 +18,13 @@ from mops_fl.engine.ray_worker import RayPlace, RayWorker, find_slots
 from mops_fl.engine.slots import Slot
 from mops_fl.wire.records import ARRAYS, CONFIG, from_array_record, to_array_record
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # what ray leaves to the garbage collector, and a word about its next version
+    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
+]
 
 
 class Outer(Grid):
@@ -41,6 +48,7 @@ def cluster(monkeypatch):
     reserved = ray.remote(num_cpus=2)(Idle).remote()
     yield reserved
     ray.shutdown()
+    gc.collect()
 
 
 class Idle:
