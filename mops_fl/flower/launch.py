@@ -48,10 +48,13 @@ def launch(app: Path, flat: Mapping[str, Scalar], resources: Resources, watch: W
     run_dir = Path(str(flat["run-dir"]))
     home = Home.create()
     home.prepare(app, flat)
+    since = home.run_config.stat().st_mtime
     with _signals_raise(), running(home, run_dir, resources) as link:
         link.verdict = _run(link, run_dir, resources, partial(watch, home.activity))
     log = run_dir / home.log.name if run_dir.is_dir() else home.log
-    return Outcome(link.verdict, log)
+    # a run that was to stop may have come to its end meanwhile
+    ended = _facts(run_dir, since).get("status") == "completed"
+    return Outcome(Verdict("completed") if ended else link.verdict, log)
 
 
 def _run(
