@@ -32,7 +32,7 @@ golden: $(INSTALLED)  ## Whether REF=<commit> and this tree give the same number
 	$(BIN)/python -m experiments.golden.curves compare $(REF)
 
 clean:  ## Remove the virtual environment and what the tools left behind; keeps runs/.
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist *.egg-info
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Rerun whenever the dependencies change. The wheel of the embedded model declares a chat client's
