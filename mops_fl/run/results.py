@@ -85,9 +85,7 @@ class Run:
         Raises:
             RunError: `evaluate.csv` is malformed.
         """
-        if not (self.folder / "evaluate.csv").is_file():
-            return pd.DataFrame(columns=[*COLUMNS["evaluate.csv"]])
-        return self._table("evaluate.csv")
+        return self._later_table("evaluate.csv")
 
     @cached_property
     def evaluation(self) -> pd.DataFrame:
@@ -96,9 +94,7 @@ class Run:
         Raises:
             RunError: `evaluation.csv` is malformed.
         """
-        if not (self.folder / "evaluation.csv").is_file():
-            return pd.DataFrame(columns=[*COLUMNS["evaluation.csv"]])
-        return self._table("evaluation.csv")
+        return self._later_table("evaluation.csv")
 
     def standard_error(self, task: str | None = None) -> pd.Series:
         """How far a round's mean loss may be from that of other clients, in nats a token.
@@ -132,6 +128,12 @@ class Run:
     def _is_total(rounds: pd.DataFrame) -> pd.Series:
         """The rows of the total, by their place: a task may have its name."""
         return ~rounds["round"].duplicated()
+
+    def _later_table(self, name: str) -> pd.DataFrame:
+        """A table that older versions did not write; empty where it is missing."""
+        if not (self.folder / name).is_file():
+            return pd.DataFrame(columns=[*COLUMNS[name]])
+        return self._table(name)
 
     def _table(self, name: str) -> pd.DataFrame:
         columns = COLUMNS[name]
