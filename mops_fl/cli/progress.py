@@ -7,7 +7,6 @@ what they are doing, by steps.
 import contextlib
 import datetime
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,8 @@ from rich.table import Column
 
 from mops_fl.activity import Activity, activities, listening
 from mops_fl.flower.launch import Watch
+
+_FILE = "progress.json"
 
 PLAIN_LINES = 20
 """Parts of one phase, or of one activity, that get a line where there is no terminal."""
@@ -141,12 +142,12 @@ def watching(folder: Path, console: Console) -> Iterator[Watch]:
 
     On a terminal it keeps one live line; elsewhere it prints a line when something changed.
     """
-    started = time.time()
+    before = _version(folder / _FILE)
     if not console.is_terminal:
         lines = Lines(console)
 
         def show(doing: Path, note: str) -> None:
-            state = _read(folder, doing, started, note)
+            state = _read(folder, doing, before, note)
             lines.show(state.stage, state.share, state.line)
 
         yield show
@@ -160,10 +161,21 @@ def watching(folder: Path, console: Console) -> Iterator[Watch]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(State().heading, total=None, text="")
-        yield lambda doing, note: bar.update(task, **_bar(_read(folder, doing, started, note)))
+        yield lambda doing, note: bar.update(task, **_bar(_read(folder, doing, before, note)))
 
 
-def _read(folder: Path, doing: Path, since: float, note: str) -> State:
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is written anew; a clock would not do, since the times of files
+    are up to a tick behind it.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(folder: Path, doing: Path, before: tuple[int, int] | None, note: str) -> State:
     """The state, as far as it was written by this run and not by one that it carries on.
 
     A note takes the place of the phase.
@@ -171,14 +183,14 @@ def _read(folder: Path, doing: Path, since: float, note: str) -> State:
     Args:
         folder: of the run.
         doing: where processes say what they are doing.
-        since: when the run started.
+        before: the version of the file when the run started.
         note: may be empty.
     """
     if note:
         return State(phase=note)
-    path = folder / "progress.json"
+    path = folder / _FILE
     with contextlib.suppress(OSError, ValueError):
-        if path.stat().st_mtime >= since:
+        if _version(path) != before:
             written = json.loads(path.read_text(encoding="utf-8"))
             names = [item.name for item in fields(State) if item.metadata.get("written", True)]
             values = {name: written[name] for name in names}

@@ -69,8 +69,18 @@ def test_a_live_line_on_a_terminal(tmp_path):
 def test_the_state_of_an_earlier_run_is_not_shown(tmp_path):
     path = tmp_path / "progress.json"
     path.write_text(json.dumps(STATE))
-    os.utime(path, (1, 1))
     assert shown(tmp_path, terminal=False, states=[]) == "starting Flower and Ray\n"
+
+
+def test_a_file_whose_time_is_behind_the_clock_is_shown(tmp_path):
+    """The kernel stamps files with the time of its last tick."""
+    path = tmp_path / "progress.json"
+    text = io.StringIO()
+    with watching(tmp_path, Console(file=text)) as watch:
+        path.write_text(json.dumps(STATE))
+        os.utime(path, (1, 1))
+        watch(tmp_path, "")
+    assert text.getvalue().startswith("round 3/20 training")
 
 
 def test_a_note_takes_the_place_of_the_phase(tmp_path):
