@@ -21,6 +21,16 @@ Scalar = str | int | float | bool
 
 DATASETS = ("skills", "dolly", "superni", "jsonl")
 
+METHODS = {
+    "mops": "mops_fl.methods.mops:MoPs",
+    "fedprompt": "mops_fl.methods.fedprompt:FedPrompt",
+    "prompt-tuning": "mops_fl.methods.prompt_tuning:PromptTuning",
+    "lora": "mops_fl.methods.lora:LoRA",
+    "ia3": "mops_fl.methods.ia3:IA3",
+    "base": "mops_fl.methods.base:Base",
+}
+"""The values of `method`, and the class of each."""
+
 
 def _choice(*values: str) -> Any:
     return field(metadata={"choices": values})
@@ -127,6 +137,9 @@ class PromptConfig:
     """Averaged by the server, kept by each client, or left as pretrained."""
     gate_hidden: int = _at_least(1)
     """d_g, hidden units of the gate."""
+    gate_top: int = _at_least(0)
+    """k: an example passes the vectors of its k best experts only, which keep the weights that the
+    gate gives them among all; 0 for all experts."""
     pretrain_prompt_steps: int = _at_least(0)
     """Steps that train the pretrained prompt P¹ before round 1; 0 for no P¹."""
     pretrain_gate_steps: int = _at_least(0)
@@ -136,6 +149,16 @@ class PromptConfig:
     def num_prompts(self) -> int:
         """K = E × prompts per expert; P¹ has as many, so that token positions stay the same."""
         return self.experts * self.prompts_per_expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """LoRA beside linear modules (Hu et al., 2021)."""
+
+    lora_rank: int = _at_least(1)
+    """r, rows of A and columns of B."""
+    lora_alpha: float = _positive()
+    """Their product is scaled by alpha / r."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +197,12 @@ class FederationConfig:
 class Config:
     """A whole run."""
 
-    method: str = _choice("mops", "fedprompt")
+    method: str = field(metadata={"choices": METHODS})
+    """What is trained on the frozen model; `base` trains nothing."""
+    training: str = _choice("federated", "local", "centralised")
+    """`federated`: averaged over the active clients of a round. `local`: every client trains alone
+    in every round, nothing is averaged. `centralised`: all clients' training rows in one place.
+    The last two are what a federation is measured against, in simulations only."""
     seed: int = _at_least(0)
     run_dir: str
     """Folder that the run writes; empty for a new one in the cache."""
@@ -187,12 +215,13 @@ class Config:
     data: DataConfig
     partition: PartitionConfig
     prompts: PromptConfig
+    adapters: AdapterConfig
     train: TrainConfig
     federation: FederationConfig
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for name in ("backbone", "data", "partition", "prompts", "train", "federation"):
+        for name in ("backbone", "data", "partition", "prompts", "adapters", "train", "federation"):
             _check_fields(getattr(self, name))
         self._check_contradictions()
 
@@ -230,6 +259,11 @@ class Config:
                 "compression=2:4 (or none, for a model that is 2:4 already), not "
                 f"device={backbone.device}, dtype={backbone.dtype}, "
                 f"compression={backbone.compression}"
+            )
+        if self.prompts.gate_top > self.prompts.experts:
+            raise ConfigError(
+                f"gate-top={self.prompts.gate_top} is more than experts={self.prompts.experts}: "
+                "choose at most as many, or 0 for all"
             )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")

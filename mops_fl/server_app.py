@@ -17,7 +17,7 @@ from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
-from mops_fl.models.initial import initial_tensors
+from mops_fl.methods import method_of
 from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
 from mops_fl.run.provenance import commit, machine, versions
@@ -25,7 +25,7 @@ from mops_fl.run.recorder import Recorder
 from mops_fl.wire.records import Tensors, from_array_record, to_array_record
 from mops_fl.wire.replies import Description, Pretrained, sift
 from mops_fl.wire.requests import DESCRIBE, PRETRAIN, PretrainRequest
-from mops_fl.wire.shapes import tensor_shapes
+from mops_fl.wire.shapes import ModelSizes
 from strategies import STRATEGIES, Client, admit, require
 
 _PATIENCE_SECONDS = 60.0
@@ -76,7 +76,6 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> None:
-    method = STRATEGIES[config.method]
     clients = _find_clients(config, folder, grid)
     _check_same(folder, _facts(clients))
     done = folder.last_round()
@@ -84,10 +83,9 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         tensors = folder.load_checkpoint(done)
     else:
         folder.add_rows("partition.csv", _holdings(clients))
-        tensors = _pretrained(config, clients, grid, recorder, gated=method.gated)
-    names = method.averaged(config)
-    frozen = {name: value for name, value in tensors.items() if name not in names}
-    strategy = method(
+        tensors = _pretrained(config, clients, grid, recorder)
+    frozen = _frozen(config, clients, tensors)
+    strategy = STRATEGIES[config.training](
         config,
         folder.facts["id"],
         clients,
@@ -96,7 +94,12 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         max(done, 0),
         folder.last_trained(),
     )
-    arrays = to_array_record({name: tensors[name] for name in names})
+    trained = {name: value for name, value in tensors.items() if name not in frozen}
+    arrays = to_array_record(trained if done >= 0 else strategy.initial(trained))
+    folder.update(
+        trainable_parameters=strategy.method.parameters(config, _sizes(clients)),
+        bytes_per_round=strategy.bytes_per_round(arrays),
+    )
     if done < 0:
         strategy.evaluate_initial(grid, arrays)
 
@@ -105,13 +108,26 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         if current > done:
             recorder.on_round_end(current, {**frozen, **from_array_record(arrays)})
 
+    rounds = config.federation.num_server_rounds if strategy.averaged else 0
     strategy.start(
         grid,
         arrays,
-        num_rounds=config.federation.num_server_rounds - max(done, 0),
+        num_rounds=rounds - max(done, 0),
         timeout=float("inf"),
         evaluate_fn=end_round,
     )
+
+
+def _frozen(config: Config, clients: Mapping[int, Client], tensors: Tensors) -> Tensors:
+    """P¹ and whatever else of the tensors the method does not average."""
+    method, sizes = method_of(config.method), _sizes(clients)
+    known = method.all_shapes(config, sizes)
+    averaged = method.averaged(config, tuple(method.shapes(config, sizes)))
+    return {n: v for n, v in tensors.items() if n in known and n not in averaged}
+
+
+def _sizes(clients: Mapping[int, Client]) -> ModelSizes:
+    return next(iter(clients.values())).description.sizes
 
 
 def _check_same(folder: RunFolder, facts: dict[str, Any]) -> None:
@@ -234,21 +250,16 @@ def _ask(
 
 
 def _pretrained(
-    config: Config, clients: Mapping[int, Client], grid: Grid, recorder: Recorder, *, gated: bool
+    config: Config, clients: Mapping[int, Client], grid: Grid, recorder: Recorder
 ) -> Tensors:
     """Initial tensors from shapes alone, then pretraining on the first client's worker.
 
     Raises:
         RunError: no client that was asked gave a valid reply.
     """
-    hidden_size = next(iter(clients.values())).description.hidden_size
-    shapes = tensor_shapes(
-        config.prompts,
-        hidden_size,
-        gated=gated,
-        pretrained=bool(config.prompts.pretrain_prompt_steps),
-    )
-    initial = initial_tensors(config.prompts, hidden_size, config.seed, gated)
+    method, sizes = method_of(config.method), _sizes(clients)
+    shapes = method.all_shapes(config, sizes)
+    initial = method.initial(config, sizes, config.seed)
     request = PretrainRequest(initial).content()
     for partition, client in list(clients.items())[:_TRIES]:
         valid, failures = _ask(

@@ -1,22 +1,25 @@
-"""Flower strategies: FedAvg over prompt tensors, and the methods that stand on it.
+"""Flower strategies: who trains in a round, and what becomes of the tensors that come back.
 
 They import no model code: a method is the names of the tensors that it averages.
 """
 
 from strategies.admission import Client, admit
-from strategies.fedprompt import FedPrompt
-from strategies.mops import MoPs
+from strategies.alone import Centralised, Local
 from strategies.prompt_fedavg import PromptFedAvg, require
 from strategies.sampling import sample_partitions
 
-STRATEGIES: dict[str, type[PromptFedAvg]] = {"mops": MoPs, "fedprompt": FedPrompt}
-"""The values of `method`."""
+STRATEGIES: dict[str, type[PromptFedAvg]] = {
+    "federated": PromptFedAvg,
+    "local": Local,
+    "centralised": Centralised,
+}
+"""The values of `training`."""
 
 __all__ = [
     "STRATEGIES",
+    "Centralised",
     "Client",
-    "FedPrompt",
-    "MoPs",
+    "Local",
     "PromptFedAvg",
     "admit",
     "require",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mops_fl.config import Config
+from mops_fl.methods import method_of
 from mops_fl.wire.replies import Description
 
 
@@ -44,21 +45,19 @@ def admit(
         for node, description in sorted(described.items(), key=lambda pair: pair[1].partition)
         if claims[description.partition] == 1
     }
-    for partition, fault in _strangers(clients, mixed=config.federation.mixed_backbones).items():
+    for partition, fault in _strangers(config, clients).items():
         refused[f"client {partition}"] = fault
         del clients[partition]
     return clients, refused
 
 
-def _strangers(clients: Mapping[int, Client], *, mixed: bool) -> dict[int, str]:
-    """Why clients cannot share prompts with the rest."""
+def _strangers(config: Config, clients: Mapping[int, Client]) -> dict[int, str]:
+    """Why clients cannot share tensors with the rest."""
     if not clients:
         return {}
-    keys = ("hidden-size",) if mixed else tuple(next(iter(clients.values())).description.backbone)
-    held = {
-        partition: tuple(client.description.backbone[key] for key in keys)
-        for partition, client in clients.items()
-    }
+    compared = {partition: _compared(config, client) for partition, client in clients.items()}
+    keys = tuple(next(iter(compared.values())))
+    held = {partition: tuple(own.values()) for partition, own in compared.items()}
     # of equally many the first counted is given, and clients are in the order of partition ids
     ((common, _),) = Counter(held.values()).most_common(1)
     return {
@@ -71,3 +70,12 @@ def _strangers(clients: Mapping[int, Client], *, mixed: bool) -> dict[int, str]:
         for partition, values in held.items()
         if values != common
     }
+
+
+def _compared(config: Config, client: Client) -> dict[str, str | int]:
+    """What must be the same on all clients: the backbone, or what tensors need of it."""
+    description = client.description
+    if not config.federation.mixed_backbones:
+        return description.backbone
+    shapes = method_of(config.method).all_shapes(config, description.sizes)
+    return {f"{name}'s shape": str(shape) for name, shape in shapes.items()}

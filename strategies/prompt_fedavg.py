@@ -1,9 +1,9 @@
-"""FedAvg (McMahan et al., 2017) over prompt tensors: seeded sampling, strict replies."""
+"""FedAvg (McMahan et al., 2017) over a method's tensors: seeded sampling, strict replies."""
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
@@ -11,9 +11,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from mops_fl.config import Config
+from mops_fl.data.split import unseen_partitions
 from mops_fl.errors import RunError
+from mops_fl.methods import method_of
 from mops_fl.metrics import GateSum, merge, total
-from mops_fl.wire.records import ARRAYS, CONFIG, FROZEN, PROMPTS, num_bytes, to_array_record
+from mops_fl.wire.records import (
+    ARRAYS,
+    CONFIG,
+    FROZEN,
+    PROMPTS,
+    Tensors,
+    num_bytes,
+    to_array_record,
+)
 from mops_fl.wire.replies import (
     Evaluated,
     EvaluationAsked,
@@ -22,28 +32,21 @@ from mops_fl.wire.replies import (
     sift,
 )
 from mops_fl.wire.requests import Assignment
-from mops_fl.wire.rounds import EvaluateRound, Observer, TrainRound, TrainRow
+from mops_fl.wire.rounds import Drift, EvaluateRound, Observer, TrainRound, TrainRow
 from strategies.admission import Client
 from strategies.averaging import weighted_mean
+from strategies.drift import expert_drift
 from strategies.sampling import sample_partitions
 
 Reply = TypeVar("Reply")
 
 
 class PromptFedAvg(FedAvg):
-    """Averages the tensors that `averaged` names, weighted by the examples that clients described.
+    """Averages the tensors that the method names, weighted by the examples that clients described.
 
     Rounds are those of the run, not of this process: `first_round` shifts Flower's count, which
     begins at 1, so that a resumed run samples and evaluates as if it had never stopped.
     """
-
-    gated: ClassVar[bool] = False
-    """Whether the method has a gate."""
-
-    @classmethod
-    def averaged(cls, config: Config) -> tuple[str, ...]:
-        """Names of the tensors that travel both ways."""
-        return (PROMPTS,)
 
     def __init__(
         self,
@@ -69,6 +72,14 @@ class PromptFedAvg(FedAvg):
         super().__init__(arrayrecord_key=ARRAYS, configrecord_key=CONFIG)
         self.config, self.run, self.clients, self.frozen = config, run, dict(clients), frozen
         self.observer, self.first_round = observer, first_round
+        self.method = method_of(config.method)
+        sizes = next(iter(clients.values())).description.sizes
+        names = tuple(self.method.shapes(config, sizes))
+        self.averaged = self.method.averaged(config, names)
+        """Names of the tensors that travel both ways."""
+        unseen = unseen_partitions(config.partition, config.seed)
+        self.trainees = [partition for partition in sorted(clients) if partition not in unseen]
+        """The clients that may train."""
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
         self._asked: list[tuple[int, Message]] = []
@@ -79,22 +90,42 @@ class PromptFedAvg(FedAvg):
         federation = self.config.federation
         log(
             logging.INFO,
-            "\t└──> %s averages %s: %d of %d clients a round, at least %d valid replies",
+            "\t└──> %s of %s: %d of %d clients a round, at least %d valid replies",
             type(self).__name__,
-            ", ".join(self.averaged(self.config)),
-            min(federation.active_clients, len(self.clients)),
-            len(self.clients),
-            minimum(federation.active_clients, federation.min_reply_fraction),
+            ", ".join(self.averaged),
+            len(self.active(1)),
+            len(self.trainees),
+            minimum(len(self.active(1)), federation.min_reply_fraction),
         )
+
+    def initial(self, tensors: Tensors) -> Tensors:
+        """What the rounds begin with, from the averaged tensors at their start."""
+        return tensors
+
+    def active(self, current: int) -> list[int]:
+        """Who trains in a round, as sorted partition ids."""
+        active = min(self.config.federation.active_clients, len(self.trainees))
+        return sample_partitions(self.trainees, active, self.config.seed, current)
+
+    def arrays_of(self, partition: int, arrays: ArrayRecord) -> ArrayRecord:
+        """What a client is sent of a round's tensors."""
+        return arrays
+
+    def combined(self, arrays: ArrayRecord, valid: Mapping[int, Trained]) -> Tensors:
+        """The next round's tensors, from this one's and the valid replies by partition id."""
+        sent = [reply.tensors for reply in valid.values()]
+        return weighted_mean(sent, [self.examples(partition) for partition in valid])
+
+    def examples(self, partition: int) -> int:
+        """Rows that a client trains on: its weight."""
+        return self.clients[partition].description.examples
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's active clients to train."""
         current = self.first_round + server_round
-        active = min(self.config.federation.active_clients, len(self.clients))
-        picked = sample_partitions(self.clients, active, self.config.seed, current)
-        return self._messages(MessageType.TRAIN, current, picked, arrays)
+        return self._messages(MessageType.TRAIN, current, self.active(current), arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -104,16 +135,16 @@ class PromptFedAvg(FedAvg):
         Raises:
             RunError: too few of them are valid.
         """
-        current = self.first_round + server_round
-        shapes = {name: tuple(array.shape) for name, array in self._current.items()}
+        current, bytes_down = self.first_round + server_round, self._bytes_down()
 
         def read(partition: int, content: RecordDict) -> Trained:
             train = self.config.train
             tokens = train.local_steps * train.batch_size * self.config.data.max_length
-            examples = self.clients[partition].description.examples
+            sent = self.arrays_of(partition, self._current)
+            shapes = {name: tuple(array.shape) for name, array in sent.items()}
+            examples = self.examples(partition)
             return Trained.read(content, TrainingAsked(shapes, examples, train.local_steps, tokens))
 
-        bytes_down = self._bytes_down()
         valid, failures = self._sift(replies, current, "train", read)
         self.observer.on_train(
             TrainRound(
@@ -125,12 +156,19 @@ class PromptFedAvg(FedAvg):
                 failures=failures,
                 bytes_up=sum(reply.bytes for reply in valid.values()),
                 bytes_down=bytes_down,
+                drift=self._drift(valid),
             )
         )
         self._last_trained |= dict.fromkeys(valid, current)
-        sent = [reply.tensors for reply in valid.values()]
-        weights = [self.clients[partition].description.examples for partition in valid]
-        return to_array_record(weighted_mean(sent, weights)), None
+        return to_array_record(self.combined(self._current, valid)), None
+
+    def _drift(self, valid: Mapping[int, Trained]) -> list[Drift]:
+        """Of each expert's prompts, where all clients began with the same."""
+        if PROMPTS not in self._current:
+            return []
+        versions = [reply.tensors[PROMPTS] for reply in valid.values()]
+        start = self._current[PROMPTS].numpy()
+        return expert_drift(start, versions, self.config.prompts.experts)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -181,7 +219,7 @@ class PromptFedAvg(FedAvg):
         asked = EvaluationAsked(
             rows={t: min(rows, most) for t, rows in zip(own.tasks, own.test, strict=True)},
             tokens_a_row=data.max_length,
-            experts=self.config.prompts.experts if self.gated else 0,
+            experts=self.config.prompts.experts if self.method.gated else 0,
             known=self._tokens.get(partition),
         )
         return Evaluated.read(content, asked)
@@ -192,7 +230,8 @@ class PromptFedAvg(FedAvg):
         self._current, self._asked = arrays, []
         for partition in partitions:
             assignment = Assignment(self.run, current, self._last_trained.get(partition, 0))
-            content = RecordDict({ARRAYS: arrays, CONFIG: assignment.record()})
+            own = self.arrays_of(partition, arrays)
+            content = RecordDict({ARRAYS: own, CONFIG: assignment.record()})
             if self.frozen:
                 content[FROZEN] = self.frozen
             node = self.clients[partition].node
@@ -200,8 +239,16 @@ class PromptFedAvg(FedAvg):
             self._asked.append((partition, message))
         return [message for _, message in self._asked]
 
+    def bytes_per_round(self, arrays: ArrayRecord) -> int:
+        """What a round of training takes both ways, of tensors."""
+        active = self.active(1) if self.averaged else []
+        sent = sum(num_bytes(self.arrays_of(partition, arrays)) for partition in active)
+        return 2 * sent + len(active) * num_bytes(self.frozen)
+
     def _bytes_down(self) -> int:
-        return len(self._asked) * (num_bytes(self._current) + num_bytes(self.frozen))
+        """Of the tensors of all messages that wait for a reply."""
+        sent = sum(num_bytes(self.arrays_of(p, self._current)) for p, _ in self._asked)
+        return sent + len(self._asked) * num_bytes(self.frozen)
 
     def _sift(
         self,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trainables import initial_tensors
 
 from mops_fl.base.dtype import is_emulated
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
 from mops_fl.metrics import Tally, total
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
 from mops_fl.training.evaluation import evaluate

@@ -24,15 +24,15 @@ from mops_fl.base.prepare import prepared
 from mops_fl.config import Config, Scalar
 from mops_fl.data import Tokenised
 from mops_fl.files import write_text
+from mops_fl.methods import method_of
 from mops_fl.models.backbone import Backbone
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import MemoryStore
-from mops_fl.models.weights import injection_layer
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.training.local import LocalData, train
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import Tensors
+from mops_fl.wire.shapes import ModelSizes
 
 LLAMA_7B = "llama-7b-shape"
 SHAPES: dict[str, dict[str, int]] = {
@@ -110,7 +110,8 @@ class Workload:
     @property
     def layer(self) -> int:
         """L_int."""
-        return injection_layer(self.config.prompts, self.model.config.num_hidden_layers)
+        layers = cast(int, self.model.config.num_hidden_layers)
+        return method_of(self.config.method).injection_layer(self.config.prompts, layers)
 
     def twin(self) -> LlamaForCausalLM:
         """A model of its own modules over the same weights."""
@@ -119,9 +120,9 @@ class Workload:
 
     def clients(self, count: int) -> list[Tensors]:
         """Initial tensors of so many clients."""
-        size = cast(int, self.model.config.hidden_size)
-        prompts, seed = self.config.prompts, self.config.seed
-        return [initial_tensors(prompts, size, seed + client, True) for client in range(count)]
+        method, sizes = method_of(self.config.method), ModelSizes.of(self.model.config.to_dict())
+        seeds = range(self.config.seed, self.config.seed + count)
+        return [method.initial(self.config, sizes, seed) for seed in seeds]
 
     def mixture(self, *, warm: bool) -> Mixture:
         """Our forward pass, without a prefix store or with one that holds all rows."""

@@ -14,8 +14,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from experiments.benchmarks.common import LLAMA_7B, arguments, report, seconds
 from mops_fl.config import Config
-from mops_fl.models.initial import initial_tensors
+from mops_fl.methods import method_of
 from mops_fl.wire.records import PRETRAINED, PROMPTS, Tensors, from_array_record, to_array_record
+from mops_fl.wire.shapes import ModelSizes
 
 CPU = torch.device("cpu")
 SIZES = {"smollm2-135m": 576, LLAMA_7B: 4096}
@@ -56,9 +57,10 @@ def main() -> None:
     active = config.federation.active_clients
     results = []
     for shape, hidden_size in SIZES.items():
-        for gated, method in ((True, "mops"), (False, "fedprompt")):
-            up = initial_tensors(config.prompts, hidden_size, options.seed, gated)
-            other = initial_tensors(config.prompts, hidden_size, options.seed + 1, False)
+        sizes = ModelSizes.of({"hidden_size": hidden_size, "num_hidden_layers": 32})
+        for method in ("mops", "fedprompt"):
+            up = method_of(method).initial(config, sizes, options.seed)
+            other = method_of("fedprompt").initial(config, sizes, options.seed + 1)
             down = {**up, PRETRAINED: other[PROMPTS]}
             taken = {"packing": 0.0, "unpacking": 0.0}
             size = {}

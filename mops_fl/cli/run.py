@@ -90,8 +90,7 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
         shares(corpus, config.data, config.partition, config.seed)
         native = ask_torch(config, resources)
         for each in configs:
-            backbone = replace(each.backbone, dtype=native.dtype)
-            check_backbone(backbone, each.prompts, each.data.max_length)
+            check_backbone(replace(each, backbone=replace(each.backbone, dtype=native.dtype)))
     if resources.ray_address:
         return config.backbone.dtype
     if native.emulated:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from mops_fl.config import PartitionConfig
 from mops_fl.data.examples import Example
 from mops_fl.errors import DataError
 from mops_fl.seeding import numpy_generator
@@ -80,3 +81,8 @@ def holding(examples: Sequence[Example], tasks: Sequence[str], share: Share) -> 
         return {task: counted[task] for task in tasks}
 
     return Holding(count(share.train), count(share.test))
+
+
+def unseen_partitions(config: PartitionConfig, seed: int) -> frozenset[int]:
+    """Clients that never train."""
+    return frozenset()

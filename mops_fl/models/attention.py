@@ -57,6 +57,9 @@ class Packing:
         owner: Tensor | None,
         device: torch.device,
         recorded: KeyValues | None = None,
+        *,
+        positions: Tensor | None = None,
+        first: int | None = None,
     ) -> None:
         """Lay out the sequence.
 
@@ -68,6 +71,8 @@ class Packing:
             device: where the indices live.
             recorded: the keys and values of K vectors that all rows see, instead of sets of them
                 in the sequence (P = 0).
+            positions: [P, K], those of the vectors; 0 to K - 1 by default.
+            first: position of each row's first token; K by default.
         """
         self._sets, self._prompts, self._owner = sets, prompts, owner
         self._rows, self._longest, self._recorded = len(lengths), max(lengths), recorded
@@ -75,11 +80,9 @@ class Packing:
         valid = columns < counts
         places = valid.flatten().nonzero()[:, 0]
         self._places = places.to(device) if len(places) < valid.numel() else None
-        positions = (
-            torch.arange(prompts).repeat(sets),
-            (prompts + columns.expand_as(valid))[valid],
-        )
-        self.positions = torch.cat(positions)[None].to(device)
+        vectors = torch.arange(prompts).repeat(sets) if positions is None else positions.flatten()
+        tokens = ((prompts if first is None else first) + columns.expand_as(valid))[valid]
+        self.positions = torch.cat((vectors.to(device), tokens.to(device)))[None]
         """[1, N], the RoPE position of each."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 
 from mops_fl.models.backbone import Backbone
 
-_CODE = ("models", "training")
+_CODE = ("methods", "models", "training")
 """Rooms whose code computes."""
 
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")

@@ -1,10 +1,10 @@
-"""The trainable tensors: expert prompts and the gate, for one client or a cohort of them.
+"""The trainable tensors of a method, for one client or a cohort of them.
 
 Every tensor has a leading dimension C, one row a client: clients share the backbone and nothing
 else, and AdamW works element by element, so C clients in one tensor train exactly as C alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -17,34 +17,37 @@ from mops_fl.wire.records import GATE, GATE_HIDDEN, PROMPTS, Tensors
 class Trainable:
     """Float32 leaf tensors by name, each with a leading client dimension."""
 
-    def __init__(self, clients: Sequence[Tensors], device: torch.device) -> None:
+    def __init__(
+        self,
+        clients: Sequence[Tensors],
+        device: torch.device,
+        trained: Collection[str] | None = None,
+    ) -> None:
         """Stack the tensors of C clients.
 
         Args:
-            clients: for each client its tensors, names and shapes as `initial_tensors` gives them.
+            clients: for each client its tensors, names and shapes as `Method.initial` gives them.
             device: where they live.
+            trained: names of those with a gradient; None for all.
         """
+        self.clients = len(clients)
+        """C."""
         self.tensors: dict[str, Tensor] = {
             name: torch.tensor(
                 np.stack([client[name] for client in clients]), dtype=torch.float32, device=device
-            ).requires_grad_()
+            ).requires_grad_(trained is None or name in trained)
             for name in clients[0]
         }
 
     @property
-    def prompts(self) -> Tensor:
-        """[C, K, d]."""
-        return self.tensors[PROMPTS]
+    def prompts(self) -> Tensor | None:
+        """[C, K, d]; None for a method without prompt vectors."""
+        return self.tensors.get(PROMPTS)
 
     @property
     def gated(self) -> bool:
-        """Whether there is a gate: MoPs, not FedPrompt."""
+        """Whether there is a gate."""
         return GATE_HIDDEN in self.tensors
-
-    def freeze_gate(self) -> None:
-        """Leave the gate as it is."""
-        for name in GATE:
-            self.tensors[name].requires_grad_(False)
 
     def log_gate(self, features: Tensor, owner: Sequence[int] | None) -> Tensor:
         """``log g`` with ``g = softmax(W₂ relu(W₁ avg_emb))`` (paper, "The gating function").

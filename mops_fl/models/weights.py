@@ -12,9 +12,12 @@ from mops_fl.base.prepare import prepared
 from mops_fl.base.source import Source, find, llama_config
 from mops_fl.base.tokenizer import check_tokenizer
 from mops_fl.compression.manifest import FILE
-from mops_fl.config import BackboneConfig, DataConfig, PromptConfig
+from mops_fl.config import BackboneConfig, Config, DataConfig
 from mops_fl.errors import ConfigError
 from mops_fl.files import cache_folder
+from mops_fl.methods import method_of
+from mops_fl.wire.records import PRETRAINED, PROMPTS
+from mops_fl.wire.shapes import ModelSizes
 
 CALIBRATION_SEED = 0
 """Decides the calibration rows; not the run's seed, so that runs of all seeds share a backbone."""
@@ -27,8 +30,7 @@ CALIBRATION_LENGTH = 256
 class ModelFacts:
     """What can be said of a base model without loading it."""
 
-    hidden_size: int
-    num_layers: int
+    sizes: ModelSizes
     vocab_size: int
     context: int
     """Positions that the model was made for."""
@@ -37,21 +39,6 @@ class ModelFacts:
     tokenizer_digest: str
     revision: str
     """The hub's commit; empty for what does not come from there."""
-
-
-def injection_layer(prompts: PromptConfig, num_layers: int) -> int:
-    """L_int as a layer index from 0; a third of the depth where -1 asks for it.
-
-    Raises:
-        ConfigError: the backbone has no such layer.
-    """
-    layer = num_layers // 3 if prompts.injection_layer == -1 else prompts.injection_layer
-    if layer >= num_layers:
-        raise ConfigError(
-            f"injection-layer={layer}: the model has {num_layers} layers, so it must be at most "
-            f"{num_layers - 1}"
-        )
-    return layer
 
 
 def ensure_weights(backbone: BackboneConfig) -> Path:
@@ -121,8 +108,7 @@ def model_facts(backbone: BackboneConfig) -> ModelFacts:
     config = llama_config(backbone.model, source.path)
     check_tokenizer(backbone.model, source.path)
     return ModelFacts(
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
+        sizes=ModelSizes.of(config),
         vocab_size=config.get("vocab_size", 32000),
         context=config.get("max_position_embeddings", 2048),
         digest=digest(source),
@@ -131,17 +117,18 @@ def model_facts(backbone: BackboneConfig) -> ModelFacts:
     )
 
 
-def check_backbone(backbone: BackboneConfig, prompts: PromptConfig, max_length: int) -> ModelFacts:
-    """Everything that can be wrong with a base model, found before a run starts.
+def check_backbone(config: Config) -> ModelFacts:
+    """Everything that can be wrong with a run's base model, found before it starts.
 
     Raises:
         ModelError: as `model_facts`.
         ConfigError: the injection layer or the device does not exist, or prompts and examples do
             not fit into the model's context.
     """
+    backbone = config.backbone
     facts = model_facts(backbone)
-    injection_layer(prompts, facts.num_layers)
-    _check_context(prompts, max_length, facts.context)
+    method_of(config.method).injection_layer(config.prompts, facts.sizes.num_layers)
+    _check_context(config, facts)
     if backbone.device not in ("auto", "cpu"):
         from mops_fl.base.device import resolve_device
 
@@ -149,10 +136,12 @@ def check_backbone(backbone: BackboneConfig, prompts: PromptConfig, max_length: 
     return facts
 
 
-def _check_context(prompts: PromptConfig, max_length: int, context: int) -> None:
-    # `append` keeps P¹ beside the experts' prompts
-    sets = 2 if prompts.injection == "append" and prompts.pretrain_prompt_steps else 1
-    vectors = sets * prompts.num_prompts
+def _check_context(config: Config, facts: ModelFacts) -> None:
+    method, max_length, context = method_of(config.method), config.data.max_length, facts.context
+    shapes = method.all_shapes(config, facts.sizes)
+    vectors = shapes[PROMPTS][0] if PROMPTS in shapes else 0
+    if config.prompts.injection == "append" and PRETRAINED in shapes:
+        vectors += shapes[PRETRAINED][0]
     if vectors + max_length > context:
         raise ConfigError(
             f"max-length={max_length} and {vectors} prompt vectors are {vectors + max_length} "

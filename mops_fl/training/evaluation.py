@@ -48,7 +48,7 @@ def evaluate_clients(
     """
     examples = [example for own in held_out for example in own]
     clients = np.repeat(np.arange(len(held_out)), [len(own) for own in held_out])
-    owners = [0] * len(examples) if len(trainable.prompts) == 1 else clients.tolist()
+    owners = [0] * len(examples) if trainable.clients == 1 else clients.tolist()
     losses = [0.0] * len(examples)
     gates: list[tuple[float, ...]] = [()] * len(examples)
     done = 0

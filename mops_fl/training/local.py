@@ -1,7 +1,7 @@
 """The one local training loop, for one client or a cohort of them in one forward pass."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,7 +66,7 @@ def train(
     data: Sequence[LocalData],
     config: TrainConfig,
     *,
-    train_gate: bool = True,
+    trained: Collection[str] | None = None,
     on_step: OnStep = lambda _done, _of: None,
 ) -> list[LocalResult]:
     """Local steps of C clients, each from its own tensors on its own examples.
@@ -79,7 +79,7 @@ def train(
         clients: initial tensors of each client.
         data: examples and order of each client.
         config: steps, batch size, learning rate.
-        train_gate: whether the gate, where there is one, is trained.
+        trained: names of the tensors that are trained; None for all.
         on_step: called after every step with the number of steps taken, and of all.
 
     Returns:
@@ -87,9 +87,7 @@ def train(
     """
     start = time.perf_counter()
     device = mixture.backbone.device
-    trainable = Trainable(clients, device)
-    if trainable.gated and not train_gate:
-        trainable.freeze_gate()
+    trainable = Trainable(clients, device, trained)
     optimiser = torch.optim.AdamW(trainable.parameters(), lr=config.learning_rate, weight_decay=0.0)
     owner = np.repeat(np.arange(len(clients)), config.batch_size).tolist()
     sums = torch.zeros(len(clients), dtype=torch.float64, device=device)

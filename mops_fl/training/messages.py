@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message, RecordDict
 
 from mops_fl.errors import RunError
+from mops_fl.methods import method_of
 from mops_fl.training import local_gate
 from mops_fl.wire.parsing import Fault, parse
-from mops_fl.wire.records import PARTITION, Shapes, Tensors
+from mops_fl.wire.records import PARTITION, Tensors
 from mops_fl.wire.replies import Description, Evaluated, Pretrained, Trained
 from mops_fl.wire.requests import (
     DESCRIBE,
@@ -24,8 +25,6 @@ from mops_fl.wire.requests import (
     PretrainRequest,
     RoundRequest,
 )
-from mops_fl.wire.shapes import tensor_shapes
-from strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from mops_fl.training.evaluation import Evaluation
@@ -104,13 +103,6 @@ def partition_of(context: Context) -> int:
     return partition
 
 
-def _shapes(trainer: "Trainer", *, pretrained: bool) -> Shapes:
-    """Of the method's tensors, and of P¹ where there is one."""
-    config, hidden_size = trainer.config, trainer.model_facts.hidden_size
-    gated = STRATEGIES[config.method].gated
-    return tensor_shapes(config.prompts, hidden_size, gated=gated, pretrained=pretrained)
-
-
 def _read(message: Message, read: Callable[[RecordDict], Any]) -> Any:
     found = parse(message, read)
     if isinstance(found, Fault):
@@ -131,7 +123,7 @@ def _described(_work: Work, _context: Context, result: Description) -> RecordDic
 
 
 def _pretraining(message: Message, context: Context, trainer: "Trainer") -> Work:
-    shapes = _shapes(trainer, pretrained=False)
+    shapes = method_of(trainer.config.method).shapes(trainer.config, trainer.model_facts.sizes)
     request = _read(message, lambda content: PretrainRequest.read(content, shapes))
     return Work(partition_of(context), tensors=request.tensors)
 
@@ -146,8 +138,11 @@ def _pretrained(_work: Work, _context: Context, result: Pretrained) -> RecordDic
 
 def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
     """A round's work, with the client's own gate where it keeps one."""
-    shapes = _shapes(trainer, pretrained=bool(trainer.config.prompts.pretrain_prompt_steps))
-    request = _read(message, lambda content: RoundRequest.read(content, shapes))
+    config, sizes = trainer.config, trainer.model_facts.sizes
+    method = method_of(config.method)
+    shapes = method.all_shapes(config, sizes)
+    averaged = method.averaged(config, tuple(method.shapes(config, sizes)))
+    request = _read(message, lambda content: RoundRequest.read(content, shapes, averaged))
     gate, frozen = local_gate.split(request.frozen)
     partition, assignment = partition_of(context), request.assignment
     if gate and assignment.last_trained and trainer.config.prompts.gate_sync == "local":

@@ -15,7 +15,7 @@ from mops_fl.models.mixture import Mixture, collate
 from mops_fl.models.trainable import Trainable
 from mops_fl.seeding import numpy_generator
 from mops_fl.training.local import LocalData, draw_order, train
-from mops_fl.wire.records import PRETRAINED, PROMPTS, Tensors
+from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
 
 _GATE_BATCH = 16
 _GATE_LEARNING_RATE = 1e-2
@@ -86,8 +86,7 @@ def pretrain_gate(
     layout, device = mixture.layout, mixture.backbone.device
     pool = draw_order(len(examples), min(len(examples), _GATE_EXAMPLES), seed, "gate-examples")
     examples = [examples[index] for index in pool]
-    trainable = Trainable([initial], device)
-    trainable.prompts.requires_grad_(False)
+    trainable = Trainable([initial], device, GATE)
     experts = torch.tensor([tasks.index(e.task) % layout.experts for e in examples], device=device)
     order = draw_order(
         len(examples), layout.pretrain_gate_steps * _GATE_BATCH, seed, "pretrain-gate"

@@ -27,12 +27,13 @@ from mops_fl.data import (
     split,
     tokenise,
 )
+from mops_fl.methods import Method, method_of
 from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.numerics import numerics
 from mops_fl.models.prefix_store import PrefixStore, open_store
 from mops_fl.models.trainable import Trainable
-from mops_fl.models.weights import ModelFacts, injection_layer, model_facts
+from mops_fl.models.weights import ModelFacts, model_facts
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.kept import kept
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
@@ -59,6 +60,11 @@ class Trainer:
     def backbone(self) -> Backbone:
         """The frozen LLaMA."""
         return load_backbone(self.config.backbone)
+
+    @property
+    def method(self) -> Method:
+        """What is trained."""
+        return method_of(self.config.method)
 
     @property
     def dtype(self) -> str:
@@ -115,9 +121,8 @@ class Trainer:
             tasks=tasks,
             train=tuple(holding.train[task] for task in tasks),
             test=tuple(holding.test[task] for task in tasks),
-            hidden_size=facts.hidden_size,
-            num_layers=facts.num_layers,
-            injection_layer=injection_layer(self.config.prompts, facts.num_layers),
+            sizes=facts.sizes,
+            injection_layer=self._injection_layer,
             model_digest=facts.digest,
             tokenizer_digest=facts.tokenizer_digest,
             data_digest=self.corpus.digest,
@@ -128,6 +133,12 @@ class Trainer:
             dtype=self.dtype,
         )
 
+    @property
+    def _injection_layer(self) -> int:
+        """L_int."""
+        sizes = self.model_facts.sizes
+        return self.method.injection_layer(self.config.prompts, sizes.num_layers)
+
     def mixture(self, frozen: Tensors) -> Mixture:
         """The forward pass past a pretrained prompt; the last one asked for is kept."""
         pretrained = frozen.get(PRETRAINED)
@@ -135,9 +146,12 @@ class Trainer:
         if key not in self._mixtures:
             layout = self.config.prompts
             tensor = None if pretrained is None else torch.tensor(pretrained)
-            layer = injection_layer(layout, self.backbone.num_layers)
-            store = self._prefix_store({"pretrained": key, "layer": layer})
-            self._mixtures = {key: Mixture(self.backbone, layout, layer, tensor, store)}
+            layer = self._injection_layer
+            store = self._prefix_store({"pretrained": key, "layer": layer}) if layer else None
+            mixture = Mixture(
+                *(self.backbone, layout, layer, tensor, store, self.method, self.config.adapters)
+            )
+            self._mixtures = {key: mixture}
         return self._mixtures[key]
 
     def _pretrained_prompt(self, examples: Sequence[Tokenised], start: np.ndarray) -> Tensors:
@@ -210,9 +224,9 @@ class Trainer:
         """
         mixture, config = self.mixture(frozen), self.config.train
         data = [self._local_data(partition, server_round) for partition in partitions]
-        gate = self.config.prompts.gate_sync != "frozen"
+        trained = self.method.trained(self.config, tuple(tensors[0]))
         with doing("steps", of=config.local_steps, clients=len(partitions)) as on_step:
-            return train(mixture, tensors, data, config, train_gate=gate, on_step=on_step)
+            return train(mixture, tensors, data, config, trained=trained, on_step=on_step)
 
     def _local_data(self, partition: int, server_round: int) -> LocalData:
         config = self.config
@@ -260,12 +274,15 @@ class Trainer:
         """
         config, layout = self.config, self.config.prompts
         examples = self._examples(tuple(i for share in self._shares for i in share.train))
-        start, tensors, frozen = initial[PROMPTS], dict(initial), Tensors()
+        tensors, frozen = dict(initial), Tensors()
+        if PROMPTS not in tensors:
+            return tensors
+        start = initial[PROMPTS]
         if layout.prompt_init == "vocab":
             start, tensors[PROMPTS] = vocabulary_prompts(
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
-        if layout.pretrain_prompt_steps:
+        if self.method.pretrains(layout):
             frozen = self._pretrained_prompt(examples, start)
         if GATE[0] in tensors and layout.pretrain_gate_steps:
             mixture, tasks = self.mixture(frozen), self.corpus.tasks

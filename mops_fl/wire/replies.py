@@ -22,6 +22,7 @@ from mops_fl.wire.records import (
     num_bytes,
     to_array_record,
 )
+from mops_fl.wire.shapes import ModelSizes
 
 LARGEST_LOSS = 1e4
 """Nats of an answer token."""
@@ -45,8 +46,7 @@ class Description:
     """Training rows of each task."""
     test: tuple[int, ...]
     """Held-out rows of each task."""
-    hidden_size: int
-    num_layers: int
+    sizes: ModelSizes
     injection_layer: int
     """L_int: where the prefix ends."""
     model_digest: str
@@ -71,8 +71,7 @@ class Description:
         return {
             "model-digest": self.model_digest,
             "tokenizer-digest": self.tokenizer_digest,
-            "hidden-size": self.hidden_size,
-            "num-layers": self.num_layers,
+            **self.sizes.named(),
             "injection-layer": self.injection_layer,
         }
 
@@ -111,8 +110,7 @@ class Description:
             tasks=tasks,
             train=fields.wholes("train", len(tasks), 0),
             test=fields.wholes("test", len(tasks), 0),
-            hidden_size=fields.whole("hidden-size", 1),
-            num_layers=fields.whole("num-layers", 1),
+            sizes=ModelSizes(*(fields.whole(name, 1) for name in ModelSizes.names())),
             injection_layer=fields.whole("injection-layer", 0),
             model_digest=fields.text("model-digest", _HEX),
             tokenizer_digest=fields.text("tokenizer-digest", _HEX),

@@ -1,5 +1,6 @@
 """What the server asks of a client, as typed values: written by the server, read by the client."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -9,8 +10,6 @@ from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     FROZEN,
-    PRETRAINED,
-    PROMPTS,
     Shapes,
     Tensors,
     to_array_record,
@@ -63,12 +62,13 @@ class RoundRequest:
     """Those that the client needs beside them."""
 
     @classmethod
-    def read(cls, content: RecordDict, shapes: Shapes) -> "RoundRequest":
+    def read(cls, content: RecordDict, shapes: Shapes, averaged: Collection[str]) -> "RoundRequest":
         """As it arrived.
 
         Args:
             content: of the message.
             shapes: of all tensors of the method, P¹ among them where there is one.
+            averaged: names of those that are averaged.
 
         Raises:
             MalformedError: a record or tensor is missing, unknown or of another shape.
@@ -78,7 +78,7 @@ class RoundRequest:
         arrays, config, *rest = records(content, *wanted)
         sent = [list(record) for record in (arrays, *rest)]
         names = [name for part in sent for name in part]
-        if sorted(names) != sorted(shapes) or PROMPTS not in arrays or PRETRAINED in arrays:
+        if sorted(names) != sorted(shapes) or sorted(arrays) != sorted(averaged):
             raise MalformedError(f"tensors {shown(sent)} instead of {sorted(shapes)} in all")
         tensors, *frozen = (
             read_tensors(record, {name: shapes[name] for name in record})

@@ -1,6 +1,6 @@
 """What a strategy tells whoever watches it, round by round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,16 @@ class TrainRow:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far the clients' versions of an expert are apart before they are averaged."""
+
+    cosine: float
+    """Mean cosine between two clients' versions."""
+    update_cosine: float
+    """Mean cosine between what two clients added to the common start."""
+
+
+@dataclass(frozen=True)
 class TrainRound:
     """A round's training, before its evaluation."""
 
@@ -29,6 +39,8 @@ class TrainRound:
     """Partition id and reason of every reply that was not used."""
     bytes_up: int
     bytes_down: int
+    drift: Sequence[Drift] = ()
+    """Of each expert; empty where it cannot be told."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ from mops_fl.models.weights import check_backbone, model_facts
 CONFIG = Config.from_flat({})
 
 
+def run_config(backbone, prompts=CONFIG.prompts, max_length=256):
+    data = replace(CONFIG.data, max_length=max_length)
+    return replace(CONFIG, backbone=backbone, prompts=prompts, data=data)
+
+
 def backbone_config(folder, dtype="float32"):
     return replace(CONFIG.backbone, model=str(folder), dtype=dtype)
 
@@ -61,7 +66,7 @@ def test_digest_follows_the_weights(tmp_path):
 
 def test_facts_come_without_weights(tiny_llama):
     facts = model_facts(backbone_config(tiny_llama))
-    assert (facts.hidden_size, facts.num_layers) == (32, 4)
+    assert (facts.sizes.hidden_size, facts.sizes.num_layers) == (32, 4)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_unusable_models_are_refused(tmp_path, change, message, monkeypatch):
     folder = save_tiny_llama(tmp_path / "model")
     change(folder)
     with pytest.raises(ModelError, match=message):
-        check_backbone(backbone_config(folder), CONFIG.prompts, 256)
+        check_backbone(run_config(backbone_config(folder)))
 
 
 def _edit(folder, **changes):
@@ -122,26 +127,28 @@ def test_a_gguf_without_a_name_is_the_embedded_model(tmp_path, tiny_llama):
     blob = tmp_path / "folder" / "sha256-0a1b2c"
     blob.symlink_to(find("smollm2-135m").path)
     config = backbone_config(blob, "bfloat16")
-    assert check_backbone(config, CONFIG.prompts, 256).vocab_size == 49152
+    assert check_backbone(run_config(config)).vocab_size == 49152
     assert load_tokenizer(config)("x")["input_ids"] == [104]
 
 
 @pytest.mark.parametrize(("injection", "most"), [("replace", 442), ("append", 372)])
 def test_a_length_beyond_the_context_is_refused(tiny_llama, injection, most):
     prompts = replace(CONFIG.prompts, injection=injection)
-    check_backbone(backbone_config(tiny_llama), prompts, most)
+    check_backbone(run_config(backbone_config(tiny_llama), prompts, most))
     with pytest.raises(
         ConfigError, match=rf"max-length={most + 1} and .* has 512: .* most {most},"
     ):
-        check_backbone(backbone_config(tiny_llama), prompts, most + 1)
+        check_backbone(run_config(backbone_config(tiny_llama), prompts, most + 1))
 
 
 def test_an_injection_layer_out_of_range_is_refused(tiny_llama):
     with pytest.raises(ConfigError, match="injection-layer=4: the model has 4 layers"):
-        check_backbone(backbone_config(tiny_llama), replace(CONFIG.prompts, injection_layer=4), 256)
+        check_backbone(
+            run_config(backbone_config(tiny_llama), replace(CONFIG.prompts, injection_layer=4))
+        )
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(tiny_llama, device):
     with pytest.raises(ConfigError, match="device="):
-        check_backbone(replace(backbone_config(tiny_llama), device=device), CONFIG.prompts, 256)
+        check_backbone(run_config(replace(backbone_config(tiny_llama), device=device)))

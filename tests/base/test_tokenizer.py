@@ -53,33 +53,33 @@ def test_a_tokenizer_that_loses_spaces_is_refused(folder):
     lossy.decoder = decoders.ByteLevel()
     lossy.save(str(folder / "tokenizer.json"))
     with pytest.raises(ModelError, match=r"its tokenizer gives '### Instr.*back as '<unk>"):
-        check_backbone(backbone(folder), CONFIG.prompts, 256)
+        check_backbone(replace(CONFIG, backbone=backbone(folder)))
 
 
 def test_a_tokenizer_that_is_no_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"the tokenizer in .* cannot be read"):
-        check_backbone(backbone(folder), CONFIG.prompts, 256)
+        check_backbone(replace(CONFIG, backbone=backbone(folder)))
 
 
 def test_a_tokenizer_model_of_another_kind_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     with pytest.raises(ModelError, match=r"the tokenizer in .* cannot be read: INTERNAL"):
-        check_backbone(backbone(folder), CONFIG.prompts, 256)
+        check_backbone(replace(CONFIG, backbone=backbone(folder)))
 
 
 @pytest.mark.parametrize("kind", ["eos_token", "bos_token"])
 def test_a_special_token_beyond_the_vocabulary_is_refused(folder, kind):
     edit(folder / "tokenizer_config.json", **{kind: "[END]"})
     with pytest.raises(ModelError, match=rf"{kind} '\[END\]' has the id 258, .* has 258 tokens"):
-        check_backbone(backbone(folder), CONFIG.prompts, 256)
+        check_backbone(replace(CONFIG, backbone=backbone(folder)))
 
 
 def test_no_end_of_sequence_is_refused(folder):
     edit(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        check_backbone(backbone(folder), CONFIG.prompts, 256)
+        check_backbone(replace(CONFIG, backbone=backbone(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_sentencepiece_model_alone_will_do(tmp_path, sentencepiece_file):
     shutil.copyfile(sentencepiece_file, folder / "tokenizer.model")
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert check_backbone(backbone(folder), CONFIG.prompts, 256).vocab_size == 400
+    assert check_backbone(replace(CONFIG, backbone=backbone(folder))).vocab_size == 400
     found = read_tokenizer("spm", folder)
     trained = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
     for text in (PROBE, "a small text\n\nof words", "Übergröße ✓"):

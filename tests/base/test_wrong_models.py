@@ -31,7 +31,7 @@ def backbone(folder, dtype="float32"):
 
 
 def check(folder, dtype="float32"):
-    return check_backbone(backbone(folder, dtype), CONFIG.prompts, 256)
+    return check_backbone(replace(CONFIG, backbone=backbone(folder, dtype)))
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import numpy as np
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
+from trainables import initial_tensors
 
 from mops_fl.config import Config
 from mops_fl.engine.worker import Task
-from mops_fl.models.initial import initial_tensors
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,

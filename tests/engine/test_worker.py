@@ -126,7 +126,7 @@ def test_queries_are_answered(tiny_llama):
     answers = worker.serve(asked).answers
     described = [Description.read(answer.reply.content, 6) for answer in answers]
     assert [each.partition for each in described] == list(range(6))
-    assert described[0].hidden_size == HIDDEN
+    assert described[0].sizes.hidden_size == HIDDEN
     assert sum(each.examples + sum(each.test) for each in described) == FLAT["num-samples"]
     kind = f"{MessageType.QUERY}.pretrain"
     initial = task(0, values(config), kind)

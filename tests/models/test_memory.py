@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainables import initial_tensors
 from transformers import LlamaForCausalLM
 
 from experiments.golden.tiny import save_tiny_llama
@@ -12,7 +13,6 @@ from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.models import memory as memory_module
 from mops_fl.models.backbone import Backbone, load_backbone
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.memory import Memory, footprint
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable

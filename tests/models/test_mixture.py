@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from trainables import initial_tensors
 from transformers import LlamaForCausalLM
 
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
 from mops_fl.models.backbone import Backbone
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture, collate
 from mops_fl.models.trainable import Trainable
 from mops_fl.wire.records import GATE_HIDDEN, GATE_OUTPUT, PROMPTS
@@ -223,3 +223,81 @@ def test_half_precision_is_near_and_trains_in_float32(tiny_llama, backbone, dtyp
     near = losses(Mixture(half, LAYOUT, 1, pretrained(6)), tensors(scale=1), rows)
     assert near.dtype == torch.float32
     torch.testing.assert_close(near, exact, rtol=0.05, atol=0.1)
+
+
+def chosen_reference(model, mixture, row, values, layer) -> torch.Tensor:
+    """One example through transformers' own layers, past the chosen experts' vectors alone.
+
+    The vectors keep the positions that they have among all, and the tokens theirs after all.
+    """
+    batch, layout = collate([row], mixture.backbone.device), mixture.layout
+    states, top = mixture.prefix_states(batch), layout.gate_top
+    gate = gate_of(mixture, values, [row])[0]
+    best = sorted(gate.topk(top).indices.tolist())
+    each = layout.prompts_per_expert
+    places = [expert * each + i for expert in best for i in range(each)]
+    vectors = torch.from_numpy(values[PROMPTS])[places]
+    count, length = len(places), len(states)
+    positions = torch.tensor([*places, *range(layout.num_prompts, layout.num_prompts + length)])
+    mask = torch.full((count + length, count + length), float("-inf")).triu(1)
+    mask[count:, :count] = gate[best].log().repeat_interleave(each)
+    hidden = torch.cat((vectors, states))[None]
+    rotary = model.model.rotary_emb(hidden, positions[None])
+    for block in model.model.layers[layer:]:
+        hidden = block(hidden, attention_mask=mask[None, None], position_embeddings=rotary)
+    logits = model.lm_head(model.model.norm(hidden[0, count + batch.places]))
+    return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_only_the_best_experts_vectors_are_passed(tiny_llama, backbone, top):
+    layout = replace(LAYOUT, gate_top=top)
+    mixture = Mixture(backbone, layout, 1, pretrained(6))
+    plain = LlamaForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager")
+    values = tensors()
+    values[GATE_HIDDEN] = values[GATE_HIDDEN] * 5
+    rows = examples((7, 3), (20, 5), (3, 9), (1, 2))
+    ours = losses(mixture, values, rows)
+    for row, loss in zip(rows, ours, strict=True):
+        expected = chosen_reference(plain, mixture, row, values, 1)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["attention", "hidden"])
+@pytest.mark.parametrize("injection", ["replace", "append"])
+def test_a_chosen_expert_keeps_its_gate_alive(backbone, mode, injection):
+    layout = replace(LAYOUT, gate_top=1, gate_mode=mode, injection=injection)
+    mixture = Mixture(backbone, layout, 1, pretrained(6))
+    batch = collate(examples((7, 3), (12, 5)), backbone.device)
+    states = mixture.prefix_states(batch)
+    trainable = Trainable([tensors()], backbone.device)
+    nll, gate = mixture.nll(trainable, batch, states, mixture.gate_features(states, batch))
+    nll.sum().backward()
+    torch.testing.assert_close(gate.sum(-1), torch.ones(2))
+    for name in (GATE_HIDDEN, GATE_OUTPUT):
+        assert trainable.tensors[name].grad.abs().max() > 0, name
+    moved = trainable.tensors[PROMPTS].grad[0].abs().sum(-1).view(3, 2).sum(-1) > 0
+    assert moved.tolist() == [e in gate.argmax(-1).tolist() for e in range(3)]
+
+
+@pytest.mark.parametrize("mode", ["attention", "hidden"])
+def test_all_experts_at_the_top_are_the_whole_mixture(backbone, mode):
+    rows = examples((7, 3), (12, 5))
+    whole, top = (
+        losses(
+            Mixture(backbone, replace(LAYOUT, gate_top=k, gate_mode=mode), 1, None), tensors(), rows
+        )
+        for k in (0, 3)
+    )
+    assert torch.equal(whole, top)
+
+
+def test_a_sparse_cohort_is_its_clients_one_by_one(backbone):
+    layout = replace(LAYOUT, gate_top=2)
+    mixture = Mixture(backbone, layout, 1, pretrained(6))
+    rows = examples((7, 3), (12, 5), (2, 8), (30, 1))
+    clients = [initial_tensors(layout, HIDDEN, seed, True) for seed in (1, 2)]
+    owner = [0, 1, 1, 0]
+    together = losses(mixture, None, rows, owner, clients)
+    alone = [losses(mixture, clients[o], [row])[0] for o, row in zip(owner, rows, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-4)

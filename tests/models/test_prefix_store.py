@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainables import initial_tensors
 from transformers import LlamaForCausalLM
 
 from mops_fl.config import Config
@@ -16,7 +17,6 @@ from mops_fl.data import Tokenised
 from mops_fl.machine import WORKERS_VARIABLE
 from mops_fl.metrics import total
 from mops_fl.models.backbone import Backbone
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.prefix_store import DiskStore, MemoryStore, open_store
 from mops_fl.models.trainable import Trainable

@@ -10,6 +10,7 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr.supercore.task_identity import TaskIdentity
+from trainables import sizes
 
 from mops_fl.config import Config
 from mops_fl.errors import RunError
@@ -26,8 +27,10 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import Description, Evaluated, Trained
-from strategies import STRATEGIES, Client, FedPrompt, MoPs, admit, sample_partitions
+from strategies import Client, PromptFedAvg, admit, sample_partitions
 from strategies.averaging import weighted_mean
+
+SIZES = sizes(3)
 
 NODES = {partition: 1000 + 7 * (partition * 3 % 10) for partition in range(10)}
 FLAT = {"num-clients": 10, "active-clients": 5, "num-server-rounds": 4, "eval-every": 3}
@@ -59,8 +62,7 @@ def description(partition: int, **changes) -> Description:
         "tasks": ("even", "odd"),
         "train": (EXAMPLES[partition], 0),
         "test": (5, 5),
-        "hidden_size": 3,
-        "num_layers": 4,
+        "sizes": SIZES,
         "injection_layer": 1,
         "model_digest": "1" * 64,
         "tokenizer_digest": "2" * 64,
@@ -93,8 +95,8 @@ def trained(partition: int, prompts, **changes) -> RecordDict:
     return Trained(**{"tensors": tensors, **facts, **changes}).content()
 
 
-def strategy(cls=FedPrompt, first_round=0, last_trained=None, **changes):
-    config = Config.from_flat({**FLAT, **changes})
+def strategy(method="fedprompt", first_round=0, last_trained=None, cls=PromptFedAvg, **changes):
+    config = Config.from_flat({**FLAT, "method": method, **changes})
     return cls(config, RUN, CLIENTS, ArrayRecord(), Watcher(), first_round, last_trained)
 
 
@@ -261,7 +263,7 @@ def evaluate(made, server_round=1) -> dict[int, Message]:
 
 
 def test_evaluation_sums_losses_and_gates_exactly():
-    made = strategy(MoPs, **{"eval-every": 1})
+    made = strategy("mops", **{"eval-every": 1})
     asked = evaluate(made)
     made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in reversed(asked)])
     (result,) = made.observer.evaluate
@@ -272,7 +274,7 @@ def test_evaluation_sums_losses_and_gates_exactly():
 
 
 def test_answer_tokens_that_change_are_refused():
-    made = strategy(MoPs, **{"eval-every": 1})
+    made = strategy("mops", **{"eval-every": 1})
     asked = evaluate(made)
     made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in asked])
     asked = evaluate(made, 2)
@@ -283,7 +285,7 @@ def test_answer_tokens_that_change_are_refused():
 
 
 def test_an_evaluation_that_nobody_answers_is_an_error():
-    made = strategy(MoPs, **{"eval-every": 3})
+    made = strategy("mops", **{"eval-every": 3})
     assert not evaluate(made, 1)
     assert made.aggregate_evaluate(1, []) is None
     evaluate(made, 3)
@@ -300,13 +302,9 @@ def test_an_evaluation_that_nobody_answers_is_an_error():
     ],
 )
 def test_what_each_method_averages(sync, names):
-    config = Config.from_flat({**FLAT, "gate-sync": sync})
-    assert set(MoPs.averaged(config)) == names
-    assert FedPrompt.averaged(config) == (PROMPTS,)
-    assert {name: cls.gated for name, cls in STRATEGIES.items()} == {
-        "mops": True,
-        "fedprompt": False,
-    }
+    assert set(strategy("mops", **{"gate-sync": sync}).averaged) == names
+    assert strategy(**{"gate-sync": sync}).averaged == (PROMPTS,)
+    assert strategy("base").averaged == ()
 
 
 def test_bytes_are_those_of_the_tensors_sent():
@@ -340,25 +338,25 @@ class TestAdmission:
         assert refused == {}
 
     @pytest.mark.parametrize(
-        "facts",
+        ("facts", "named"),
         [
-            {"model_digest": "f" * 64},
-            {"tokenizer_digest": "f" * 64},
-            {"injection_layer": 2},
-            {"num_layers": 5},
+            ({"model_digest": "f" * 64}, "model-digest"),
+            ({"tokenizer_digest": "f" * 64}, "tokenizer-digest"),
+            ({"injection_layer": 2}, "injection-layer"),
+            ({"sizes": dataclasses.replace(SIZES, num_layers=5)}, "num-layers"),
         ],
     )
-    def test_another_backbone_is_refused_unless_allowed(self, facts):
+    def test_another_backbone_is_refused_unless_allowed(self, facts, named):
         clients, refused = self.admit(p0=facts)
         assert list(clients) == list(range(1, 10))
         ((who, reason),) = refused.items()
         assert who == "client 0"
-        assert next(iter(facts)).replace("_", "-") in reason
+        assert named in reason
         assert "mixed-backbones=true" in reason
         assert not self.admit(mixed=True, p0=facts)[1]
 
     def test_tensors_must_fit_all_the_same(self):
-        _, refused = self.admit(mixed=True, p7={"hidden_size": 4})
+        _, refused = self.admit(mixed=True, p7={"sizes": sizes(4)})
         assert list(refused) == ["client 7"]
 
     def test_two_nodes_with_one_partition_id_are_both_refused(self):

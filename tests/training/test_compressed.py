@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from trainables import initial_tensors
 
 from experiments.golden.tiny import save_tiny_llama
 from mops_fl.config import Config
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.weights import ensure_weights
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import PRETRAINED

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+from trainables import initial_tensors
 
 from mops_fl.config import Config
-from mops_fl.models.initial import initial_tensors
 from mops_fl.training import trainer as trainer_module
 from mops_fl.training.kept import kept
 from mops_fl.training.trainer import Trainer

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from trainables import initial_tensors
 from transformers import LlamaForCausalLM
 
 from mops_fl.activity import listening
@@ -15,7 +16,6 @@ from mops_fl.data import Tokenised
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
 from mops_fl.models.backbone import Backbone
-from mops_fl.models.initial import initial_tensors
 from mops_fl.models.mixture import Mixture
 from mops_fl.models.trainable import Trainable
 from mops_fl.training.evaluation import evaluate, evaluate_clients
@@ -119,7 +119,7 @@ def test_a_cohort_trains_as_its_clients_alone(backbone, batch_size):
 
 def test_a_frozen_gate_is_left_alone(backbone):
     mixture = Mixture(backbone, CONFIG.prompts, 1, None)
-    (result,) = train(mixture, [initial()], [data(examples(3))], CONFIG.train, train_gate=False)
+    (result,) = train(mixture, [initial()], [data(examples(3))], CONFIG.train, trained={PROMPTS})
     assert set(result.tensors) == {PROMPTS}
 
 

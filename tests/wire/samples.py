@@ -3,6 +3,7 @@
 import numpy as np
 from flwr.app import Error, Message, MessageType, Metadata, RecordDict
 from flwr.app.message import make_message
+from trainables import sizes
 
 from mops_fl.metrics import GateSum, Tally
 from mops_fl.wire.records import GATE_HIDDEN, GATE_OUTPUT, PRETRAINED, PROMPTS
@@ -35,8 +36,7 @@ def description(**changes) -> Description:
         "tasks": ("a", "b", "all"),
         "train": (20, 10, 0),
         "test": (2, 1, 0),
-        "hidden_size": 3,
-        "num_layers": 4,
+        "sizes": sizes(3),
         "injection_layer": 1,
         "model_digest": "1" * 64,
         "tokenizer_digest": "2" * 64,

@@ -26,6 +26,7 @@ from samples import (
     tensors,
     trained,
 )
+from trainables import sizes
 
 from mops_fl.metrics import Tally
 from mops_fl.wire.parsing import Fault, parse
@@ -39,7 +40,7 @@ READERS = {
     "train": lambda content: Trained.read(content, TRAINING),
     "evaluate": lambda content: Evaluated.read(content, EVALUATION),
     "ask to pretrain": lambda content: PretrainRequest.read(content, SHAPES),
-    "ask for a round": lambda content: RoundRequest.read(content, ALL_SHAPES),
+    "ask for a round": lambda content: RoundRequest.read(content, ALL_SHAPES, [PROMPTS]),
 }
 KINDS = st.sampled_from(sorted(READERS))
 MANY = settings(
@@ -338,7 +339,7 @@ def test_answer_tokens_are_fixed_by_the_first_evaluation():
         ({"tasks": ("a", "a", "b")}, "names one twice"),
         ({"train": (10**15, 0, 0)}, "train holds 1000000000000000 instead of"),
         ({"model_digest": "llama"}, "model-digest='llama' instead of text"),
-        ({"hidden_size": 0}, "hidden-size=0"),
+        ({"sizes": sizes(0)}, "hidden-size=0"),
         ({"device": "the moon"}, "device='the moon'"),
     ],
 )

@@ -1,0 +1,26 @@
+"""FedPrompt (Zhao et al., 2023, arXiv 2208.12268): prompt vectors at L_int, without a gate."""
+
+import numpy as np
+
+from mops_fl.config import Config, PromptConfig
+from mops_fl.methods.method import INIT_STD, Method, prompt_layer
+from mops_fl.wire.records import PROMPTS, Shapes
+from mops_fl.wire.shapes import ModelSizes
+
+
+class FedPrompt(Method):
+    """The baseline: `prompts` [K, d], all of them averaged."""
+
+    pretrained = True
+
+    def injection_layer(self, layout: PromptConfig, num_layers: int) -> int:
+        """`injection-layer`."""
+        return prompt_layer(layout, num_layers)
+
+    def shapes(self, config: Config, model: ModelSizes) -> Shapes:
+        """`prompts` [K, d]."""
+        return {PROMPTS: (config.prompts.num_prompts, model.hidden_size)}
+
+    def values(self, name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+        """N(0, 0.02²)."""
+        return np.float32(INIT_STD) * draw.standard_normal(shape, np.float32)
