@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mops_fl.config import defaults
 from mops_fl.run.folder import COLUMNS, csv_line
@@ -25,11 +26,14 @@ def write_run(
     start: float = 500,
     end: float = 20,
     tasks: Sequence[str] = TASKS,
+    config: Mapping[str, Any] | None = None,
+    **facts: Any,
 ) -> Path:
     """A completed run whose perplexity falls from `start` to about `end`."""
     folder.mkdir(parents=True)
-    facts = {"method": method, "status": "completed", "error": None, "seed": 0}
-    facts |= {"config": {**defaults(), "method": method, "alpha": 0.5}, "seconds": 12.5}
+    config = {**defaults(), "method": method, "alpha": 0.5, **(config or {})}
+    always = {"method": method, "status": "completed", "error": None, "seed": config["seed"]}
+    facts = {**always, "config": config, "seconds": 12.5, **facts}
     (folder / "run.json").write_text(json.dumps(facts))
     write_table(folder / "partition.csv", ((0, task, 9, 1) for task in tasks))
     write_table(folder / "rounds.csv", _perplexities(rounds, start, end, tasks))

@@ -42,6 +42,15 @@ COLUMNS: dict[str, dict[str, Kind]] = {
     },
     "gate.csv": {"round": int, "task": str, "expert": int, "weight": float},
     "partition.csv": {"partition": int, "task": str, "train": int, "test": int},
+    "validation.csv": {
+        **{"round": int, "partition": int, "task": str, "nll": float, "tokens": int},
+    },
+    "personal.csv": {
+        **{"round": int, "partition": int, "task": str, "nll": float, "tokens": int},
+    },
+    "drift.csv": {"round": int, "expert": int, "cosine": float, "update_cosine": float},
+    "load.csv": {"round": int, "task": str, "expert": int, "load": float},
+    "entropy.csv": {"round": int, "task": str, "entropy": float},
 }
 """The tables of a run folder, and what their cells hold."""
 

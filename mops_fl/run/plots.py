@@ -13,11 +13,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from mops_fl.errors import RunError
 from mops_fl.pictures import plain, save
-from mops_fl.run.results import Run
+from mops_fl.run.results import Replicates, Run
+from mops_fl.run.spread import deviation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":")
+"""One after another for each turn through the colours."""
 DPI = 100
 POINTS_PER_PIXEL = 72 / DPI
 LOG_FROM = 4.0
@@ -37,34 +40,47 @@ def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) 
             written.
     """
     read = [Run.read(Path(folder)) for folder in runs]
-    if not read:
+    replicates_figure([Replicates(run.label, (run,)) for run in read], path, per_task)
+
+
+def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool = False) -> None:
+    """Draw the same for configurations: of several seeds the mean, and a band around it.
+
+    The band is one sample standard deviation of the perplexity over seeds; a configuration of one
+    seed has bars, as in `perplexity_figure`.
+
+    Raises:
+        RunError: there is nothing to draw, or `path` cannot be written.
+    """
+    if not groups:
         raise RunError("there is no run to plot")
     tasks: list[str | None] = [None]
     if per_task:
-        tasks = [*dict.fromkeys(task for run in read for task in run.tasks)]
+        names = (task for group in groups for run in group.runs for task in run.tasks)
+        tasks = [*dict.fromkeys(names)]
     if not tasks:
         raise RunError("there is no task to plot")
     columns = min(len(tasks), 4)
     rows = math.ceil(len(tasks) / columns)
     width, height = (2.4 * columns + 0.8, 1.9 * rows + 0.8) if per_task else (6.4, 3.8)
-    legend = 0.19 * len(read)
+    legend = 0.19 * len(groups)
     figure = Figure(figsize=(width, height + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
-        _draw_curves(panel, read, task)
+        _draw_curves(panel, groups, task)
         if task is not None:
             panel.set_title(_short(task), fontsize=9, loc="left")
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(tasks) - columns) : len(tasks)]:
         panel.tick_params(labelbottom=True)
-    _scale(panels[0], [run.perplexity(task) for run in read for task in tasks])
+    _scale(panels[0], [group.curves(task).mean(axis=1) for group in groups for task in tasks])
     if not per_task:
-        _label_ends(panels[0], [run.perplexity() for run in read])
-    figure.supxlabel(f"round\n{_what_bars_are(read)}".strip(), fontsize=9)
+        _label_ends(panels[0], [group.curves().mean(axis=1) for group in groups])
+    figure.supxlabel(f"round\n{_what_is_drawn(groups)}".strip(), fontsize=9)
     beside = 0.5 * height / (height + legend)
     figure.supylabel("perplexity on answer tokens", fontsize=10, y=beside)
-    labels = [plain(run.label, limit=int(10 * width)) for run in read]
+    labels = [plain(group.label, limit=int(10 * width)) for group in groups]
     figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
     save(figure, Path(path))
 
@@ -106,22 +122,27 @@ def gate_figure(run: Path, path: Path) -> None:
     save(figure, Path(path))
 
 
-def _draw_curves(panel: Axes, runs: Sequence[Run], task: str | None) -> None:
-    for index, run in enumerate(runs):
-        series = run.perplexity(task)
-        spread = np.exp(run.standard_error(task).reindex(series.index).to_numpy(float))
+def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) -> None:
+    for index, group in enumerate(groups):
+        colour, curves = COLOURS[index % len(COLOURS)], group.curves(task)
+        series = curves.mean(axis=1)
         panel.errorbar(
             series.index,
             series,
-            # a band of the loss, drawn where the perplexity is
-            yerr=(series - series / spread, series * spread - series),
+            yerr=_bars(group.runs[0], task, series) if len(group.runs) == 1 else None,
             elinewidth=1.0,
-            color=COLOURS[index % len(COLOURS)],
+            color=colour,
             marker=MARKERS[index % len(MARKERS)],
             markersize=3.5,
             markevery=max(1, len(series) // 25),
             linewidth=1.5,
+            linestyle=LINES[index // len(COLOURS) % len(LINES)],
         )
+        if len(group.runs) > 1:
+            sd = curves.apply(deviation, axis=1)
+            # no perplexity is below one
+            low, high = (series - sd).clip(lower=1), series + sd
+            panel.fill_between(series.index, low, high, color=colour, alpha=0.2, linewidth=0)
     panel.grid(axis="y", color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -130,16 +151,27 @@ def _draw_curves(panel: Axes, runs: Sequence[Run], task: str | None) -> None:
     panel.tick_params(labelsize=9)
 
 
-def _what_bars_are(runs: Sequence[Run]) -> str:
-    """A line that says what error bars show, and how much the runs were evaluated on."""
-    if all(run.evaluation.empty for run in runs):
-        return ""
-    text = "bars: ± 1 standard error over clients"
+def _bars(run: Run, task: str | None, series: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """One standard error of the loss, to where it lies in perplexity: below and above."""
+    spread = np.exp(run.standard_error(task).reindex(series.index).to_numpy(float))
+    return series - series / spread, series * spread - series
+
+
+def _what_is_drawn(groups: Sequence[Replicates]) -> str:
+    """A line that says what bars and bands show, and how much the runs were evaluated on."""
+    runs = [run for group in groups for run in group.runs]
+    sizes = {len(group.runs) for group in groups}
+    parts = []
+    if sizes != {1}:
+        seeds = " or ".join(map(str, sorted(sizes - {1})))
+        parts.append(f"mean over {seeds} seeds, bands: ± 1 standard deviation")
+    if 1 in sizes and any(len(run.evaluation) for run in runs):
+        parts.append("bars: ± 1 standard error over clients")
     held_out = {run.held_out for run in runs}
-    if len(held_out) == 1:
+    if parts and len(held_out) == 1:
         ((clients, rows),) = held_out
-        text += f"; {rows:,} held-out rows of {clients:,} clients"
-    return text
+        parts.append(f"{rows:,} held-out rows of {clients:,} clients")
+    return "; ".join(parts)
 
 
 def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:

@@ -1,6 +1,7 @@
 """Reading run folders: what the plots, tables and comparisons stand on. Nothing here writes."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,23 @@ from typing import Any
 
 import pandas as pd
 
+from mops_fl.config import defaults
 from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
 from mops_fl.run.folder import COLUMNS, read_facts, read_table
+from mops_fl.run.spread import Spread, client_losses, deviation, perplexity
+
+MEASURES = (
+    "perplexity",
+    "worst 10 %",
+    "unseen clients",
+    "unseen tasks",
+    "parameters",
+    "bytes a round",
+    "seconds",
+)
+"""What runs are judged by: four perplexities, the first over all answer tokens of clients and tasks
+that train, the second that of the mean loss of the worst tenth of these clients; and the costs."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +74,12 @@ class Run:
 
     @cached_property
     def train(self) -> pd.DataFrame:
-        """Work, loss and bytes per round.
+        """Work, loss and bytes per round; empty where nothing was trained.
 
         Raises:
-            RunError: `train.csv` is missing or malformed.
+            RunError: `train.csv` is malformed.
         """
-        return self._table("train.csv")
+        return self._later_table("train.csv")
 
     @cached_property
     def gate(self) -> pd.DataFrame:
@@ -96,22 +111,122 @@ class Run:
         """
         return self._later_table("evaluation.csv")
 
+    @cached_property
+    def validation(self) -> pd.DataFrame:
+        """Losses per evaluated round, client and task on rows held back for choosing; may be empty.
+
+        Raises:
+            RunError: `validation.csv` is malformed.
+        """
+        return self._later_table("validation.csv")
+
+    @cached_property
+    def personal(self) -> pd.DataFrame:
+        """Losses per client and task after each client's own last steps; may be empty.
+
+        Raises:
+            RunError: `personal.csv` is malformed.
+        """
+        return self._later_table("personal.csv")
+
+    @property
+    def result_round(self) -> int:
+        """The round that counts as the run's result: the one that was kept, else the last."""
+        kept = self.facts.get("kept_round")
+        return int(self.perplexity().index[-1] if kept is None else kept)
+
+    def part(
+        self, table: pd.DataFrame, *, unseen_clients: bool = False, unseen_tasks: bool = False
+    ) -> pd.DataFrame:
+        """Rows of clients that train, or of those that never do; of trained tasks, or of others.
+
+        Without options: what the total in `rounds` is the sum of.
+        """
+        clients = table["partition"].isin(self.facts.get("unseen_clients") or ())
+        tasks = table["task"].isin(self.facts.get("unseen_tasks") or ())
+        return table[(clients == unseen_clients) & (tasks == unseen_tasks)]
+
     def standard_error(self, task: str | None = None) -> pd.Series:
         """How far a round's mean loss may be from that of other clients, in nats a token.
 
         Clients are what was sampled, not tokens: the standard error of the ratio of two sums over
         clients (Cochran, Sampling Techniques, 1977, section 6.4). Without two clients, NaN.
         """
-        table = self.evaluation if task is None else self.evaluation.query("task == @task")
+        if task is None:
+            table = self.part(self.evaluation)
+        else:
+            unseen = task in (self.facts.get("unseen_tasks") or ())
+            table = self.part(self.evaluation, unseen_tasks=unseen).query("task == @task")
         sums = table.groupby(["round", "partition"])[["nll", "tokens"]].sum()
         return sums.groupby("round").apply(_ratio_error).astype(float)
 
     @property
     def held_out(self) -> tuple[int, int]:
-        """Clients and held-out rows that every evaluation asks for."""
-        most = self.facts["config"].get("eval-samples", 0)
-        tests = self._table("partition.csv").groupby("partition")["test"].sum()
-        return len(tests), int((tests.clip(upper=most) if most else tests).sum())
+        """Clients and held-out rows that the total of every evaluation asks for."""
+        rows = self._held_out_rows()
+        return len(rows), int(rows.sum())
+
+    def spread(self, number: int | None = None, *, unseen_clients: bool = False) -> Spread | None:
+        """How the losses of clients lie in a round, on the tasks that were trained.
+
+        Args:
+            number: an evaluated round; None for `result_round`.
+            unseen_clients: of the clients that never train instead of those that do.
+
+        Returns:
+            None where no client's losses are known.
+        """
+        table = self._evaluated(self.result_round if number is None else number)
+        losses = client_losses(self.part(table, unseen_clients=unseen_clients))
+        return Spread.of(losses, self._held_out_rows(unseen_clients)) if len(losses) else None
+
+    def personalised(self) -> "Personalised | None":
+        """The clients of `personal` before and after their own last steps; None without any."""
+        after = self.part(self.personal)
+        before = self.part(self._evaluated(self.result_round))
+        before = before[before["partition"].isin(after["partition"])]
+        after = after[after["partition"].isin(before["partition"])]
+        if after["tokens"].sum() == 0 or before["tokens"].sum() == 0:
+            return None
+        rows = self._held_out_rows()
+        spreads = (Spread.of(client_losses(table), rows) for table in (before, after))
+        return Personalised(perplexity(before), perplexity(after), *spreads)
+
+    def validation_perplexity(self) -> pd.Series:
+        """Perplexity per round on the rows held back for choosing; rounds are the index."""
+        return self.part(self.validation).groupby("round")[["nll", "tokens"]].apply(perplexity)
+
+    def diagnostics(self) -> pd.DataFrame:
+        """The mixture, a line a round; a column for each of these whose table is there.
+
+        ``entropy``: of the gate in nats, mean over tasks, at most ln E. ``largest load``: the
+        largest share of an expert, over all tasks alike; 1/E at least. ``cosine`` and ``update
+        cosine``: between the clients' versions of an expert, and between how they moved it, mean
+        over experts.
+        """
+        load = self._later_table("load.csv").groupby(["round", "expert"])["load"].mean()
+        drift = self._later_table("drift.csv").groupby("round")[["cosine", "update_cosine"]].mean()
+        columns = {
+            "entropy": self._later_table("entropy.csv").groupby("round")["entropy"].mean(),
+            "largest load": load.groupby("round").max(),
+            "cosine": drift["cosine"],
+            "update cosine": drift["update_cosine"],
+        }
+        return pd.DataFrame({name: each for name, each in columns.items() if len(each)})
+
+    def measures(self) -> dict[str, float]:
+        """What a run is judged by, at `result_round`: `MEASURES`, NaN where one is not known."""
+        table, spread = self._evaluated(self.result_round), self.spread()
+        facts = (self.facts.get(key) for key in ("trainable_parameters", "bytes_per_round"))
+        values = (
+            float(self.perplexity()[self.result_round]),
+            spread.worst.perplexity if spread else math.nan,
+            perplexity(self.part(table, unseen_clients=True)),
+            perplexity(self.part(table, unseen_tasks=True)),
+            *(math.nan if fact is None else float(fact) for fact in facts),
+            float(self.facts.get("seconds", math.nan)),
+        )
+        return dict(zip(MEASURES, values, strict=True))
 
     def perplexity(self, task: str | None = None) -> pd.Series:
         """Perplexity per round of one task, or of all together; rounds are the index."""
@@ -129,16 +244,122 @@ class Run:
         """The rows of the total, by their place: a task may have its name."""
         return ~rounds["round"].duplicated()
 
+    def _evaluated(self, number: int) -> pd.DataFrame:
+        """The rows of one round in `evaluation`."""
+        return self.evaluation[self.evaluation["round"] == number]
+
+    def _held_out_rows(self, unseen_clients: bool = False) -> pd.Series:
+        """Rows of the trained tasks that an evaluation asks of each client, by partition."""
+        most = self.facts["config"].get("eval-samples", 0)
+        table = self.part(self._table("partition.csv"), unseen_clients=unseen_clients)
+        tests = table.groupby("partition")["test"].sum()
+        return tests.clip(upper=most) if most else tests
+
     def _later_table(self, name: str) -> pd.DataFrame:
-        """A table that older versions did not write; empty where it is missing."""
+        """A table that not every run has, or that older versions did not write; else empty."""
         if not (self.folder / name).is_file():
-            return pd.DataFrame(columns=[*COLUMNS[name]])
+            return pd.DataFrame(columns=[*COLUMNS[name]]).astype(COLUMNS[name])
         return self._table(name)
 
     def _table(self, name: str) -> pd.DataFrame:
         columns = COLUMNS[name]
         rows = read_table(self.folder / name, columns)
         return pd.DataFrame(rows, columns=[*columns]).astype(columns)
+
+
+@dataclass(frozen=True)
+class Personalised:
+    """Clients before and after steps of their own from the global tensors."""
+
+    perplexity_before: float
+    """Over all their answer tokens."""
+    perplexity_after: float
+    before: Spread
+    after: Spread
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over seeds."""
+
+    mean: float
+    sd: float
+    """Sample standard deviation; NaN for one seed."""
+    n: int
+    """Seeds that have the figure."""
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Runs of one configuration that differ in their seeds only; most often one run.
+
+    Raises:
+        RunError: there is none, they differ in more than the seed, or two have the same.
+    """
+
+    label: str
+    """What the configuration is called in headings and legends."""
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise RunError(f"{self.label}: there is no run")
+        first, *others = self.runs
+        for run in others:
+            if different := differences(first.facts["config"], run.facts["config"]):
+                raise RunError(
+                    f"{first.folder} and {run.folder} differ in {', '.join(different)}: "
+                    "only runs that differ in nothing but the seed are averaged"
+                )
+        seeds = [run.facts["seed"] for run in self.runs]
+        if len({*seeds}) < len(seeds):
+            folders = ", ".join(str(run.folder) for run in self.runs)
+            raise RunError(f"{folders}: two of them have the same seed, which counts once")
+
+    def curves(self, task: str | None = None) -> pd.DataFrame:
+        """Perplexity per round that all runs evaluated, a column for each run."""
+        return _aligned(run.perplexity(task) for run in self.runs)
+
+    def validation_curves(self) -> pd.DataFrame:
+        """The same on the rows held back for choosing."""
+        return _aligned(run.validation_perplexity() for run in self.runs)
+
+    def diagnostics(self) -> pd.DataFrame:
+        """`Run.diagnostics`, the mean over runs."""
+        return pd.concat([run.diagnostics() for run in self.runs]).groupby(level=0).mean()
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Each of `MEASURES` over the seeds; NaN and 0 seeds where none has it."""
+        table = pd.DataFrame([run.measures() for run in self.runs])
+        return {
+            name: Estimate(float(values.mean()), deviation(values), int(values.count()))
+            for name, values in table.items()
+        }
+
+
+def summary(groups: Iterable[Replicates]) -> dict[str, dict[str, Estimate]]:
+    """A row for each configuration: its label, and each of `MEASURES` over its seeds.
+
+    Mean and deviation are those of the figures themselves, one a run. Measures that no run has are
+    left out everywhere.
+    """
+    rows = {group.label: group.estimates() for group in groups}
+    known = [name for name in MEASURES if any(row[name].n for row in rows.values())]
+    return {label: {name: row[name] for name in known} for label, row in rows.items()}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations differ, but for the seed and the run folder.
+
+    Keys that an older run lacks have their defaults.
+    """
+    free = ("seed", "run-dir", "resume")
+    one, other = {**defaults(), **one}, {**defaults(), **other}
+    return [key for key in one | other if key not in free and one.get(key) != other.get(key)]
+
+
+def _aligned(curves: Iterable[pd.Series]) -> pd.DataFrame:
+    return pd.concat([*curves], axis=1, join="inner")
 
 
 def _ratio_error(sums: pd.DataFrame) -> float:

@@ -13,7 +13,8 @@ from synthetic import LABELS, write_run, write_table
 from mops_fl.errors import RunError
 from mops_fl.pictures import save
 from mops_fl.run.figures import draw_figures
-from mops_fl.run.plots import gate_figure, perplexity_figure
+from mops_fl.run.plots import gate_figure, perplexity_figure, replicates_figure
+from mops_fl.run.results import Replicates, Run
 
 
 @pytest.mark.parametrize("per_task", [False, True])
@@ -116,3 +117,61 @@ def test_what_cannot_be_drawn(tmp_path):
 def test_plotting_imports_no_torch():
     code = "import sys, mops_fl.run.plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def seeds(folder, ends, **options):
+    folders = [
+        write_run(folder / str(seed), end=end, config={"seed": seed}, **options)
+        for seed, end in enumerate(ends)
+    ]
+    return Replicates(folder.name, tuple(map(Run.read, folders)))
+
+
+def test_seeds_are_a_mean_and_a_band(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    groups = [seeds(tmp_path / "one", [20]), seeds(tmp_path / "three", [10, 30, 35])]
+    replicates_figure(groups, tmp_path / "figure.png")
+    panel = shown[0].axes[0]
+    (band,) = (each for each in panel.collections if each.get_paths()[0].vertices.size > 8)
+    curves = groups[1].curves()
+    last = band.get_paths()[0].vertices
+    last = last[last[:, 0] == curves.index[-1], 1]
+    mean, sd = curves.iloc[-1].mean(), curves.iloc[-1].std()
+    assert (last.min(), last.max()) == pytest.approx((mean - sd, mean + sd))
+    assert panel.lines[-1].get_ydata()[-1] == pytest.approx(mean)
+    caption = shown[0].get_supxlabel()
+    assert "mean over 3 seeds, bands: ± 1 standard deviation" in caption
+    assert "bars: ± 1 standard error over clients" in caption
+    replicates_figure(groups[1:], tmp_path / "figure.png")
+    assert "bars" not in shown[1].get_supxlabel()
+
+
+def test_no_band_goes_below_a_perplexity_of_one(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    replicates_figure([seeds(tmp_path / "wide", [2, 400])], tmp_path / "figure.png")
+    (band,) = shown[0].axes[0].collections
+    assert band.get_paths()[0].vertices[:, 1].min() == 1
+
+
+def test_an_infinite_perplexity_of_one_seed_leaves_a_gap(tmp_path):
+    group = seeds(tmp_path / "x", [20, 30])
+    text = (group.runs[0].folder / "rounds.csv").read_text().splitlines()
+    text[1] = "0,all,90000.0,100,inf"
+    (group.runs[0].folder / "rounds.csv").write_text("\n".join(text) + "\n")
+    replicates_figure([group], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file()
+
+
+def test_the_eighth_curve_is_not_the_first(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    runs = [write_run(tmp_path / str(n), rounds=2) for n in range(9)]
+    perplexity_figure(runs, tmp_path / "figure.png")
+    styles = {
+        (line.get_color(), line.get_linestyle())
+        for line in shown[0].axes[0].lines
+        if line.get_linestyle() != "None"
+    }
+    assert len(styles) == 9

@@ -8,7 +8,7 @@ import pytest
 from synthetic import LABELS, write_run, write_table
 
 from mops_fl.errors import RunError
-from mops_fl.run.results import Run
+from mops_fl.run.results import Replicates, Run, summary
 
 HEADER = "round,task,nll,tokens,perplexity\n"
 
@@ -139,3 +139,145 @@ def test_a_run_without_gate(tmp_path):
     run = Run.read(write_run(tmp_path / "one", method="fedprompt"))
     with pytest.raises(RunError, match=r"has no gate\.csv"):
         _ = run.gate
+
+
+UNSEEN = {"unseen_clients": [2], "unseen_tasks": ["new"], "kept_round": 1}
+LOSSES = {
+    (0, "a"): 1.0,
+    (0, "new"): 5.0,
+    (1, "a"): 3.0,
+    (1, "new"): 7.0,
+    (2, "a"): 4.0,
+    (2, "new"): 9.0,
+}
+"""Of partition and task, in nats a token, in round 1."""
+
+
+def write_unseen(folder, **facts):
+    """Clients 0 and 1 train task a; client 2 and the task `new` never do."""
+    run = write_run(folder, rounds=2, tasks=("a", "new"), **{**UNSEEN, **facts})
+    rows = [(n, p, t, 10 * (x + n - 1), 10) for n in range(3) for (p, t), x in LOSSES.items()]
+    write_table(run / "evaluation.csv", rows)
+    parts = [(p, t, 9, tests) for t in ("a", "new") for p, tests in enumerate((3, 4, 6))]
+    write_table(run / "partition.csv", parts)
+    return run
+
+
+def test_what_never_trained_is_apart_from_the_total(tmp_path):
+    run = Run.read(write_unseen(tmp_path / "one"))
+    assert run.held_out == (2, 7)
+    spread = run.spread()
+    assert (spread.every.loss, spread.every.clients, spread.every.rows) == (2.0, 2, 7)
+    assert (spread.worst.loss, spread.worst.rows) == (3.0, 4)
+    unseen = run.spread(unseen_clients=True)
+    assert (unseen.every.loss, unseen.every.clients, unseen.every.rows) == (4.0, 1, 6)
+    measures = run.measures()
+    assert measures["unseen clients"] == pytest.approx(math.exp(4))
+    assert measures["unseen tasks"] == pytest.approx(math.exp(6))
+    # Cochran's: two clients, one nat to either side
+    assert run.standard_error()[1] == pytest.approx(1.0)
+    assert run.standard_error("new")[1] == pytest.approx(1.0)
+
+
+def test_rows_are_those_that_are_evaluated(tmp_path):
+    run = Run.read(write_unseen(tmp_path / "one", config={"eval-samples": 3}))
+    assert run.held_out == (2, 6)
+    assert run.spread().every.rows == 6
+
+
+def test_the_round_that_counts(tmp_path):
+    assert Run.read(write_run(tmp_path / "old", rounds=3)).result_round == 3
+    run = Run.read(write_unseen(tmp_path / "one"))
+    assert run.result_round == 1
+    assert run.measures()["perplexity"] == run.perplexity()[1]
+    assert run.spread(2).every.loss == 3.0
+
+
+def test_a_run_of_an_older_version_has_no_clients(tmp_path):
+    folder = write_run(tmp_path / "one")
+    (folder / "evaluation.csv").unlink()
+    run = Run.read(folder)
+    assert run.spread() is None
+    assert run.personalised() is None
+    assert run.validation_perplexity().empty
+    assert run.diagnostics().empty
+    known = {name for name, value in run.measures().items() if not math.isnan(value)}
+    assert known == {"perplexity", "seconds"}
+
+
+def test_personalisation_compares_the_same_clients(tmp_path):
+    folder = write_unseen(tmp_path / "one")
+    write_table(folder / "personal.csv", [(1, 1, "a", 20.0, 10), (1, 2, "a", 1.0, 10)])
+    found = Run.read(folder).personalised()
+    assert found.perplexity_before == pytest.approx(math.exp(3))
+    assert found.perplexity_after == pytest.approx(math.exp(2))
+    assert (found.before.worst.loss, found.after.worst.loss) == (3.0, 2.0)
+    assert found.after.every.clients == 1
+
+
+def test_validation_perplexity_is_over_what_trains(tmp_path):
+    folder = write_unseen(tmp_path / "one")
+    rows = [(0, 0, "a", 4.0, 2), (0, 2, "a", 9.0, 1), (1, 0, "a", 2.0, 2), (1, 1, "new", 9.0, 1)]
+    write_table(folder / "validation.csv", rows)
+    curve = Run.read(folder).validation_perplexity()
+    assert list(curve) == pytest.approx([math.exp(2), math.exp(1)])
+
+
+def test_diagnostics_are_a_line_a_round(tmp_path):
+    folder = write_run(tmp_path / "one")
+    write_table(folder / "entropy.csv", [(0, "a", 1.0), (0, "b", 0.5), (1, "a", 0.2)])
+    loads = [(0, "a", 0, 1.0), (0, "a", 1, 0.0), (0, "b", 0, 0.2), (0, "b", 1, 0.8)]
+    write_table(folder / "load.csv", loads)
+    found = Run.read(folder).diagnostics()
+    assert list(found.columns) == ["entropy", "largest load"]
+    assert found["entropy"].to_dict() == {0: 0.75, 1: 0.2}
+    assert found["largest load"][0] == pytest.approx(0.6)
+    write_table(folder / "drift.csv", [(1, 0, 0.9, 0.1), (1, 1, 0.7, -0.3)])
+    found = Run.read(folder).diagnostics()
+    assert tuple(found.loc[1, ["cosine", "update cosine"]]) == pytest.approx((0.8, -0.1))
+    assert math.isnan(found["cosine"][0])
+
+
+def replicates(folder, seeds, **options):
+    folders = [write_run(folder / str(s), config={"seed": s}, **options) for s in seeds]
+    return Replicates(folder.name, tuple(map(Run.read, folders)))
+
+
+def test_a_summary_is_mean_and_deviation_over_seeds(tmp_path):
+    one = write_run(tmp_path / "a", end=10, trainable_parameters=7)
+    two = write_run(tmp_path / "b", end=30, config={"seed": 1}, trainable_parameters=7)
+    other = replicates(tmp_path / "other", [0], method="fedprompt")
+    runs = (Run.read(one), Run.read(two))
+    rows = summary([Replicates("mops", runs), other])
+    assert list(rows) == ["mops", "other"]
+    names = ["perplexity", "worst 10 %", "parameters", "seconds"]
+    assert [list(row) for row in rows.values()] == [names, names]
+    ends = [run.perplexity().iloc[-1] for run in runs]
+    found = rows["mops"]["perplexity"]
+    assert (found.mean, found.sd) == pytest.approx((np.mean(ends), np.std(ends, ddof=1)))
+    assert (found.n, rows["other"]["perplexity"].n, rows["other"]["parameters"].n) == (2, 1, 0)
+    assert (rows["mops"]["parameters"].mean, rows["mops"]["parameters"].sd) == (7, 0)
+    assert math.isnan(rows["other"]["perplexity"].sd)
+
+
+def test_only_runs_of_one_configuration_are_averaged(tmp_path):
+    one = Run.read(write_run(tmp_path / "a"))
+    other = Run.read(write_run(tmp_path / "b", config={"seed": 1, "gate-sync": "local"}))
+    with pytest.raises(RunError, match="differ in gate-sync: only runs that differ in nothing"):
+        Replicates("x", (one, other))
+    with pytest.raises(RunError, match="have the same seed"):
+        Replicates("x", (one, one))
+    with pytest.raises(RunError, match="there is no run"):
+        Replicates("x", ())
+
+
+def test_seeds_meet_in_the_rounds_that_all_evaluated(tmp_path):
+    runs = (
+        Run.read(write_run(tmp_path / "a", rounds=3, end=10)),
+        Run.read(write_run(tmp_path / "b", rounds=2, config={"seed": 1})),
+    )
+    curves = Replicates("x", runs).curves()
+    assert list(curves.index) == [0, 1, 2]
+    assert list(curves.mean(axis=1)) == pytest.approx(
+        [(runs[0].perplexity()[n] + runs[1].perplexity()[n]) / 2 for n in range(3)]
+    )
