@@ -10,11 +10,12 @@ from mops_fl.cli.run import console
 
 
 def show(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Show a run: its facts, perplexity per round and task, work and bytes."""
-    from mops_fl.run.results import Run
+    """Show a run: its facts, perplexity per round, task and client, work and bytes."""
+    from mops_fl.run.results import Replicates, Run
 
     read = Run.read(run)
     console.print(tables.facts(read))
-    console.print(tables.comparison([read]))
     console.print(tables.per_task(read))
     console.print(tables.work(read))
+    for table in tables.results([Replicates(read.method, (read,))]):
+        console.print(table)

@@ -1,14 +1,20 @@
 """Run folders as tables for the terminal."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mops_fl.labels import one_line
 
 if TYPE_CHECKING:
-    from mops_fl.run.results import Run
+    import pandas as pd
+    from rich.console import JustifyMethod
+
+    from mops_fl.run.results import Estimate, Replicates, Run
+    from mops_fl.run.spread import Group, Spread
 
 SHOWN_FACTS = (
     "status",
@@ -20,6 +26,10 @@ SHOWN_FACTS = (
     "finished",
     "seconds",
     "rounds_done",
+    "best_round",
+    "kept_round",
+    "trainable_parameters",
+    "bytes_per_round",
     "bytes_up",
     "bytes_down",
     "commit",
@@ -43,21 +53,132 @@ def facts(run: "Run") -> Table:
     return table
 
 
-def comparison(runs: Sequence["Run"]) -> Table:
-    """Perplexity per evaluated round, a column for each run."""
-    methods = [run.method for run in runs]
-    # Two runs of one method are told apart by their folders.
-    headings = (
-        methods
-        if len(set(methods)) == len(methods)
-        else [one_line(run.name, limit=30) for run in runs]
-    )
-    curves = [run.perplexity() for run in runs]
-    table = _numbers("round", *headings, title="perplexity on answer tokens, all tasks")
-    for number in sorted({number for curve in curves for number in curve.index}):
-        cells = [f"{curve[number]:.2f}" if number in curve.index else "" for curve in curves]
+def results(groups: Sequence["Replicates"]) -> Iterable[Table]:
+    """All that is told of one configuration or of several; the last table is the summary."""
+    several = "" if all(len(group.runs) == 1 for group in groups) else ", mean over seeds"
+    title = f"perplexity on answer tokens, all tasks{several}"
+    yield _by_round(title, groups, [group.curves() for group in groups])
+    validations = [group.validation_curves() for group in groups]
+    if any(len(curves) for curves in validations):
+        yield _by_round(f"perplexity on validation rows{several}", groups, validations)
+    for group in groups:
+        if len(lines := group.diagnostics()):
+            yield _diagnostics(f"mixture of {group.label}{several}", lines, group.runs[0])
+    runs = [(_name(group, run), run) for group in groups for run in group.runs]
+    if any(run.personalised() for _, run in runs):
+        yield _personalised(runs)
+    if any(run.spread() for _, run in runs):
+        yield _clients(runs)
+    yield _summary(groups)
+
+
+def _by_round(
+    title: str, groups: Sequence["Replicates"], curves: Sequence["pd.DataFrame"]
+) -> Table:
+    """Perplexity per evaluated round, a column for each configuration."""
+    means = [each.mean(axis=1) for each in curves]
+    table = _numbers("round", *(_short(group.label) for group in groups), title=title)
+    for number in sorted({number for mean in means for number in mean.index}):
+        cells = (f"{mean[number]:.2f}" if number in mean.index else "" for mean in means)
         table.add_row(str(number), *cells)
     return table
+
+
+def _diagnostics(title: str, lines: "pd.DataFrame", run: "Run") -> Table:
+    """Gate and drift, a line a round; beside the entropy the most that it can be."""
+    experts = run.facts["config"].get("experts")
+    most = f" (of {math.log(experts):.3f})" if experts else ""
+    headings = [f"{name}{most if name == 'entropy' else ''}" for name in lines.columns]
+    table = _numbers("round", *headings, title=one_line(title, limit=80))
+    for number, line in lines.iterrows():
+        table.add_row(str(number), *(_number(value, 3) for value in line))
+    return table
+
+
+def _clients(runs: Sequence[tuple[str, "Run"]]) -> Table:
+    """How clients fare, one by one, in the round that counts."""
+    table = _numbers(
+        *("clients", "round", "mean", "sd", "worst 10 %", "best 10 %"),
+        title="perplexity by client: exp of the mean of their losses, each client counting once\n"
+        "(a mean of perplexities is no perplexity); in brackets clients/held-out rows;\n"
+        "sd: of the losses, in nats a token",
+        names=(name for name, _ in runs),
+    )
+    for name, run in runs:
+        for unseen in (False, True):
+            if spread := run.spread(unseen_clients=unseen):
+                heading = f"{name}, unseen" if unseen else name
+                table.add_row(heading, str(run.result_round), *_spread(spread))
+    return table
+
+
+def _spread(spread: "Spread") -> tuple[str, ...]:
+    sd = _number(spread.sd, 3)
+    return (_group(spread.every), sd, _group(spread.worst), _group(spread.best))
+
+
+def _group(group: "Group") -> str:
+    return f"{group.perplexity:,.2f} ({group.clients:,}/{group.rows:,})"
+
+
+def _personalised(runs: Sequence[tuple[str, "Run"]]) -> Table:
+    """Before and after the clients' own last steps."""
+    table = _numbers(
+        *("clients", "all before", "after", "worst 10 % before", "after"),
+        title="perplexity before and after personalisation; the worst 10 % are those of each time",
+        names=(name for name, _ in runs),
+    )
+    for name, run in runs:
+        if each := run.personalised():
+            ends = (_group(each.before.worst), _group(each.after.worst))
+            overall = (each.perplexity_before, each.perplexity_after)
+            table.add_row(name, *(f"{value:,.2f}" for value in overall), *ends)
+    return table
+
+
+def _summary(groups: Sequence["Replicates"]) -> Table:
+    """A row for each configuration: `mops_fl.run.results.summary`."""
+    from mops_fl.run.results import summary
+
+    rows = summary(groups)
+    known = list(next(iter(rows.values())))
+    seeds = max(len(group.runs) for group in groups)
+    title = "summary" if seeds == 1 else "summary: mean ± sample standard deviation over n seeds"
+    counted = ("n",) if seeds > 1 else ()
+    headings = ("MB a round" if key == "bytes a round" else key for key in known)
+    names = [_short(group.label) for group in groups]
+    table = _numbers("", *counted, *headings, title=title, names=names)
+    for name, group in zip(names, groups, strict=True):
+        count = len(group.runs)
+        cells = (_estimate(key, rows[group.label][key], count) for key in known)
+        table.add_row(name, *([str(count)] if counted else []), *cells)
+    return table
+
+
+def _estimate(measure: str, estimate: "Estimate", runs: int) -> str:
+    """Mean and deviation, and the number of seeds where it is not that of all runs."""
+    if not estimate.n:
+        return ""
+    scale = 1e6 if measure == "bytes a round" else 1.0
+    digits = {"parameters": 0, "seconds": 1}.get(measure, 2)
+    text = _number(estimate.mean / scale, digits)
+    if estimate.n > 1 and estimate.sd:
+        text += f" ± {_number(estimate.sd / scale, digits)}"
+    return text if estimate.n == runs else f"{text} (n={estimate.n})"
+
+
+def _name(group: "Replicates", run: "Run") -> str:
+    """Of a run among those of all configurations."""
+    label = _short(group.label)
+    return label if len(group.runs) == 1 else f"{label}, seed {run.facts['seed']}"
+
+
+def _short(label: str) -> str:
+    return one_line(label, limit=40)
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def per_task(run: "Run") -> Table:
@@ -90,12 +211,25 @@ def work(run: "Run") -> Table:
     return table
 
 
-def _numbers(first: str, *others: str, title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first, justify="right" if first == "round" else "left")
+def _numbers(first: str, *others: str, title: str, names: Iterable[str] = ()) -> Table:
+    """Numbers in columns after the first; `names` stand there, and no word of theirs is broken."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    justify: JustifyMethod = "right" if first == "round" else "left"
+    table.add_column(first, justify=justify, overflow="fold", min_width=_longest_word(*names))
     for heading in others:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", min_width=_longest_word(heading))
     return table
+
+
+def _longest_word(*texts: str) -> int:
+    return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def _text(key: str, value: Any) -> str:

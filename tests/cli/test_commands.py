@@ -1,6 +1,8 @@
 """The command line without Flower: options, precedence, refusals, and the reading commands."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +15,14 @@ from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
-from mops_fl.cli.run import Native, ask_torch, check, placed
+from mops_fl.cli.run import Native, RunFailedError, ask_torch, check, placed
 from mops_fl.cli.simulate import _resumed
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.flower.home import Resources
 
 COMMAND = Path(sys.executable).with_name("mops-fl")
+COMPARE = import_module("mops_fl.cli.compare")
 
 
 @pytest.fixture
@@ -225,6 +228,22 @@ def test_bad_config_file(tmp_path, text, message):
         (["simulate", "-c", "resume=true"], "--resume RUN carries on a run"),
         (["compare", "--methods", ","], "names no method"),
         (["compare", "--methods", "mops,nope"], "method='nope'"),
+        (
+            ["compare", "--methods", "mops:gate-sink=local"],
+            "--methods 'mops gate-sink=local': unknown configuration key gate-sink='local': did",
+        ),
+        (
+            ["compare", "--methods", "mops,mops:local-steps=two"],
+            "--methods 'mops local-steps=two': local-steps='two': must be a whole number",
+        ),
+        (["compare", "--methods", "mops:hm"], "'mops hm': 'hm' is not of the form key=value"),
+        (["compare", "--methods", "mops:seed=1"], "seed is no key of an entry"),
+        (["compare", "--methods", "mops:method=fedprompt"], "method is no key of an entry"),
+        (["compare", "--methods", "mops:run-dir=x"], "run-dir cannot be given as a value"),
+        (["compare", "--seeds", "0,x"], "--seeds '0,x': must be whole numbers"),
+        (["compare", "--seeds", "-1"], "must be whole numbers"),
+        (["compare", "--seeds", ","], "must be whole numbers"),
+        (["compare", "--resume"], "--resume needs --name"),
         (["show", "missing"], "no such folder"),
         (["plot", "missing", "--out", "x.png"], "no such folder"),
         (["partition", "-c", "alpha=0"], "alpha=0.0: must be more than 0"),
@@ -282,10 +301,11 @@ def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
     rows = [(0, "all", 1.0, 1, 77.0), (0, "b", 1.0, 1, 66.0), (4, "all", 1.0, 1, 55.0)]
     write_table(write_run(tmp_path / "one") / "rounds.csv", [*rows, (4, "a", 1.0, 1, 44.0)])
     _, out, _ = run("show", "one")
-    lines = [line.replace("│", " ").split() for line in out.splitlines()]
+    lines = [line.split() for line in out.splitlines()]
     assert ["b", "66.00"] in lines
     assert ["a", "44.00"] in lines
-    assert next(line for line in out.splitlines() if "│ a " in line).index("44.00") > 20
+    a, b = (next(line for line in out.splitlines() if line.startswith(f" {t} ")) for t in "ab")
+    assert a.index("44.00") > b.index("66.00")
 
 
 def test_show_a_folder_of_a_version_without_evaluations(run, tmp_path):
@@ -310,7 +330,7 @@ def executed(monkeypatch, command: str) -> list:
 
     def execute(config, _resources, dtype):
         assert dtype == "float32"
-        return write_run(Path(config.run_dir), method=config.method)
+        return write_run(Path(config.run_dir), method=config.method, config=config.flat())
 
     monkeypatch.setattr(module, "check", check)
     monkeypatch.setattr(module, "execute", execute)
@@ -347,6 +367,137 @@ def test_compare_checks_every_configuration_before_the_first_run(run, monkeypatc
     checked = executed(monkeypatch, "compare")
     assert run("compare", "--name", "x")[0] == 0
     assert [config.method for config in checked] == ["mops", "fedprompt"]
+
+
+def variants(monkeypatch, *, fail_at: int | None = None) -> list:
+    """Let `compare` write its runs without running them; the configurations that it ran."""
+    ran: list = []
+
+    def execute(config, _resources, _dtype):
+        if len(ran) == fail_at:
+            raise RunFailedError("the disk is full")
+        ran.append(config)
+        folder = Path(config.run_dir)
+        if config.resume:
+            shutil.rmtree(folder)
+        end = 20 + config.seed + (config.method == "fedprompt")
+        return write_run(folder, method=config.method, config=config.flat(), end=end)
+
+    monkeypatch.setattr(COMPARE, "check", lambda *_: "float32")
+    monkeypatch.setattr(COMPARE, "execute", execute)
+    return ran
+
+
+def test_every_entry_with_every_seed(run, monkeypatch, tmp_path):
+    ran = variants(monkeypatch)
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    methods = "mops, mops:gate-sync=local, fedprompt, mops:gate-sync=local"
+    code, out, err = run("compare", "--methods", methods, "--seeds", "0,1", "--name", "x")
+    assert (code, err) == (0, "")
+    assert [Path(config.run_dir).name for config in ran] == [
+        *("mops-x-seed0", "mops-x-seed1"),
+        *("mops-gate-sync-local-x-seed0", "mops-gate-sync-local-x-seed1"),
+        *("fedprompt-x-seed0", "fedprompt-x-seed1"),
+    ]
+    assert [config.prompts.gate_sync for config in ran[2:4]] == ["local", "local"]
+    assert [config.seed for config in ran] == [0, 1] * 3
+    last = out[out.index("summary: mean ± sample standard deviation over n seeds") :]
+    assert re.search(r"^ fedprompt +2 +\d+\.\d\d ± \d\.\d\d", last, re.MULTILINE)
+    assert "parameters" not in last
+    (legend,) = shown[0].legends
+    labels = [text.get_text() for text in legend.texts]
+    assert labels == ["mops", "mops gate-sync=local", "fedprompt"]
+
+
+def test_a_bad_entry_is_refused_before_anything_runs(run, monkeypatch):
+    ran = variants(monkeypatch)
+    code, _, err = run("compare", "--methods", "mops,mops:gate-sync=never")
+    assert code == 2
+    assert "--methods 'mops gate-sync=never': gate-sync='never': must be one of" in err
+    assert not ran
+
+
+def test_a_comparison_is_carried_on_where_it_stopped(run, monkeypatch, tmp_path):
+    ran = variants(monkeypatch, fail_at=2)
+    arguments = ("compare", "--seeds", "0,1", "--name", "x")
+    assert run(*arguments)[0] == 1
+    unfinished = tmp_path / "runs" / "mops-x-seed1" / "run.json"
+    facts = json.loads(unfinished.read_text())
+    unfinished.write_text(json.dumps({**facts, "status": "stopped"}))
+    assert run(*arguments)[0] == 2
+    ran = variants(monkeypatch)
+    code, out, err = run(*arguments, "--resume")
+    assert code == 0, err
+    names = [(Path(config.run_dir).name, config.resume) for config in ran]
+    assert names == [
+        *(("mops-x-seed1", True), ("fedprompt-x-seed0", False), ("fedprompt-x-seed1", False)),
+    ]
+    assert str(tmp_path / "runs" / "mops-x-seed0") in out
+    ran.clear()
+    assert run(*arguments, "--resume")[0] == 0
+    assert not ran
+
+
+def test_a_comparison_is_not_carried_on_with_other_values(run, monkeypatch):
+    ran = variants(monkeypatch)
+    assert run("compare", "--name", "x")[0] == 0
+    ran.clear()
+    code, _, err = run("compare", "--name", "x", "--resume", "-c", "local-steps=3")
+    assert code == 2
+    assert "is a run of another configuration (local-steps)" in err
+    assert not ran
+
+
+def test_each_data_is_checked(run, monkeypatch):
+    variants(monkeypatch)
+    checked = []
+
+    def check(configs, resources):
+        told = [(each.method, each.partition.num_clients, each.seed) for each in configs]
+        checked.append((told, resources.clients))
+        return "float32"
+
+    monkeypatch.setattr(COMPARE, "check", check)
+    methods = "mops,fedprompt,mops:num-clients=50"
+    assert run("compare", "--methods", methods, "--seeds", "0,1", "--name", "x")[0] == 0
+    assert checked == [
+        ([("mops", 100, 0), ("fedprompt", 100, 0)], 100),
+        ([("mops", 100, 1), ("fedprompt", 100, 1)], 100),
+        ([("mops", 50, 0)], 50),
+        ([("mops", 50, 1)], 50),
+    ]
+
+
+def test_show_tells_by_client_what_never_trained_and_how_the_mixture_fares(run, tmp_path):
+    facts = {"unseen_clients": [1], "trainable_parameters": 40320, "bytes_per_round": 2_500_000}
+    folder = write_run(tmp_path / "one", rounds=1, kept_round=1, **facts)
+    rows = [(n, p, "sort", 10.0 * (n + p + 1), 10) for n in range(2) for p in range(2)]
+    write_table(folder / "evaluation.csv", rows)
+    write_table(folder / "partition.csv", [(0, "sort", 9, 3), (1, "sort", 9, 4)])
+    write_table(folder / "validation.csv", rows)
+    write_table(folder / "personal.csv", [(1, 0, "sort", 10.0, 10)])
+    write_table(folder / "entropy.csv", [(1, "sort", 0.25)])
+    write_table(folder / "drift.csv", [(1, 0, 0.875, 0.125)])
+    code, out, err = run("show", "one")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["mops", "1", "7.39", "(1/3)", "7.39", "(1/3)", "7.39", "(1/3)"] in lines
+    assert ["mops,", "unseen", "1", *["20.09", "(1/4)"] * 3] in lines
+    assert ["mops", "7.39", "2.72", "7.39", "(1/3)", "2.72", "(1/3)"] in lines
+    assert ["1", "0.250", "0.875", "0.125"] in lines
+    assert "entropy (of 1.946)" in out
+    assert "perplexity on validation rows" in out
+    assert lines[-2][0] == "mops"
+    assert lines[-2][2:] == ["7.39", "20.09", "40,320", "2.50", "12.5"]
+    assert "a mean of perplexities is no perplexity" in out
+
+
+def test_show_a_run_that_trained_nothing(run, tmp_path):
+    (write_run(tmp_path / "one", rounds=0) / "train.csv").unlink()
+    code, out, err = run("show", "one")
+    assert (code, err) == (0, "")
+    assert "local steps" in out
 
 
 def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
