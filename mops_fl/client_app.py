@@ -62,6 +62,7 @@ def _own_data(context: Context) -> bool:
 
 @app.query("describe")
 @app.query("pretrain")
+@app.query("personalise")
 @app.train()
 @app.evaluate()
 def answer(message: Message, context: Context) -> Message:

@@ -85,20 +85,35 @@ class DataConfig:
     """File or folder; may be empty for `skills` (generated) and `dolly` (from the hub)."""
     tasks: str
     """Comma-separated task names to keep, in expert order; empty for the dataset's own list."""
+    unseen_tasks: str
+    """Comma-separated names of tasks that are evaluated and never trained on, in addition to
+    `tasks`, or taken out of the dataset's own list."""
     num_samples: int = _at_least(0)
-    """Examples drawn by the seed from the whole dataset; 0, or more than there are, for all."""
+    """Examples drawn by the seed from the whole dataset; 0, or more than there are, for all. Those
+    of unseen tasks come on top, the same share of each."""
     test_fraction: float = _positive(below=1)
     """Share of each client's examples that is held out for evaluation."""
+    validation_fraction: float = _at_least(0, below=1)
+    """Share that is held out besides, to choose rounds, rates and recipes by."""
+    server_fraction: float = _positive(below=1)
+    """Share of each task that is the server's and no client's (`pretrain-data = server`)."""
+    server_data: str
+    """File or folder that holds the server's rows; empty to take them out of the clients' data."""
     max_length: int = _at_least(16)
     """Tokens of question and answer together, at most; prompt vectors come on top."""
     eval_samples: int = _at_least(0)
     """Size of the sample of its test examples that each client evaluates, the same in every round;
-    0 for all."""
+    0 for all. Validation examples and those of unseen tasks are sampled apart, as many of each."""
 
     @property
     def task_list(self) -> tuple[str, ...]:
         """The names in `tasks`; empty when the dataset decides."""
-        return tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+        return _names(self.tasks)
+
+    @property
+    def unseen_task_list(self) -> tuple[str, ...]:
+        """The names in `unseen-tasks`; as many tasks stand last among those of the corpus."""
+        return _names(self.unseen_tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +128,15 @@ class PartitionConfig:
     min_client_samples: int = _at_least(2)
     """Examples that every client has at least."""
     num_clients: int = _at_least(1)
+    unseen_clients: float = _at_least(0, below=1)
+    """Share of the clients that never train and are evaluated apart; at least one, if not 0."""
+
+    @property
+    def num_unseen(self) -> int:
+        """Clients that never train."""
+        if not self.unseen_clients:
+            return 0
+        return max(1, min(round(self.unseen_clients * self.num_clients), self.num_clients - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +168,9 @@ class PromptConfig:
     """Steps that train the pretrained prompt P¹ before round 1; 0 for no P¹."""
     pretrain_gate_steps: int = _at_least(0)
     """Steps that train the gate on instructions before round 1 (`mops` only)."""
+    pretrain_data: str = _choice("server", "pooled", "own", "none")
+    """What both are trained on: rows that no client holds, the training rows of all clients
+    together (in a simulation), each client's own, or nothing: then neither is trained."""
 
     @property
     def num_prompts(self) -> int:
@@ -171,6 +198,8 @@ class TrainConfig:
     """Examples a step; 1 in the paper."""
     learning_rate: float = _positive()
     """AdamW's, without weight decay."""
+    personal_steps: int = _at_least(0)
+    """Steps that every client takes by itself after the last round, before a last evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +211,12 @@ class FederationConfig:
     num_server_rounds: int = _at_least(1)
     eval_every: int = _at_least(1)
     """Rounds between evaluations; round 0 and the last one are always evaluated."""
+    evaluate_clients: int = _at_least(0)
+    """Size of the sample of clients that are evaluated, the same in every round but the last, in
+    which all are; 0 for all in every round."""
+    keep: str = _choice("last", "best")
+    """The round that counts as the run's result: the last, or that of the lowest loss on validation
+    rows."""
     min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
     """Share of the asked clients that must answer validly; below it the run fails."""
     mixed_backbones: bool
@@ -232,7 +267,10 @@ class Config:
                 f"active-clients={active} is more than num-clients={clients}: "
                 f"choose active-clients of at most {clients}"
             )
+        self._check_unseen_clients()
         _check_path("dataset", self.data.dataset, "data-path", self.data.data_path)
+        _check_parts(self.data)
+        self._check_server_data()
         backbone = self.backbone
         if backbone.spec.pruning:
             path = backbone.calibration_path
@@ -265,8 +303,35 @@ class Config:
                 f"gate-top={self.prompts.gate_top} is more than experts={self.prompts.experts}: "
                 "choose at most as many, or 0 for all"
             )
+        if self.federation.keep == "best" and not self.data.validation_fraction:
+            raise ConfigError(
+                "keep=best needs validation-fraction above 0: a round is chosen by validation rows"
+            )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")
+
+    def _check_unseen_clients(self) -> None:
+        partition, active = self.partition, self.federation.active_clients
+        seen = partition.num_clients - partition.num_unseen
+        if active > seen:
+            raise ConfigError(
+                f"unseen-clients={partition.unseen_clients:g} of num-clients="
+                f"{partition.num_clients} leaves {seen} clients that train, fewer than "
+                f"active-clients={active}: choose smaller unseen-clients or active-clients"
+            )
+
+    def _check_server_data(self) -> None:
+        path, source = self.data.server_data, self.prompts.pretrain_data
+        if path and source != "server":
+            raise ConfigError(
+                f"server-data={path} with pretrain-data={source}: server-data holds the rows of "
+                "pretrain-data=server and goes with it only"
+            )
+        if path and self.data.dataset == "skills":
+            raise ConfigError(
+                f"server-data={path} with dataset=skills, which is generated: leave server-data "
+                "empty, or use a dataset of files"
+            )
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> "Config":
@@ -362,6 +427,25 @@ def _typed(key: str, value: Scalar, kind: Any) -> Scalar:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise ConfigError(f"{key}={value!r}: must be {names[kind]}")
     return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _check_parts(data: DataConfig) -> None:
+    """Refuse parts of a client that leave nothing for training, and tasks in two roles."""
+    if data.test_fraction + data.validation_fraction >= 1:
+        raise ConfigError(
+            f"test-fraction={data.test_fraction:g} and validation-fraction="
+            f"{data.validation_fraction:g} leave nothing to train on: together they must be less "
+            "than 1"
+        )
+    if both := [name for name in data.unseen_task_list if name in data.task_list]:
+        raise ConfigError(
+            f"tasks and unseen-tasks both name {', '.join(both)}: a task is trained on or unseen"
+        )
 
 
 def _check_path(key: str, dataset: str, path_key: str, path: str) -> None:

@@ -1,7 +1,7 @@
 """The unit of every loss in this project: (sum of negative log-likelihood, answer tokens)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 TOTAL = "all"
@@ -17,6 +17,11 @@ class Tally:
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(self.nll + other.nll, self.tokens + other.tokens)
+
+    @property
+    def loss(self) -> float:
+        """Nats a token; NaN without tokens."""
+        return self.nll / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -52,16 +57,42 @@ def merge(parts: Iterable[Tallies]) -> dict[str, Tally]:
 
 @dataclass(frozen=True)
 class GateSum:
-    """A sum of gate weights over a number of examples, one weight an expert."""
+    """Sums over a number of examples of what a gate gives to each of E experts."""
 
     weights: tuple[float, ...]
+    """Of gate weights, E."""
+    load: tuple[int, ...]
+    """Examples that give an expert their largest weight, E."""
+    entropy: float
+    """Of the entropies of gate weights, in nats: ln E at most for each example."""
     examples: int
 
+    @classmethod
+    def of(cls, weights: Sequence[float]) -> "GateSum":
+        """One example's, from gate weights that sum to 1."""
+        best = max(range(len(weights)), key=weights.__getitem__)
+        # rounded weights may be a little more than 1
+        entropy = max(-sum(weight * math.log(weight) for weight in weights if weight > 0), 0.0)
+        load = tuple(int(expert == best) for expert in range(len(weights)))
+        return cls(tuple(weights), load, entropy, 1)
+
     def __add__(self, other: "GateSum") -> "GateSum":
-        summed = (a + b for a, b in zip(self.weights, other.weights, strict=True))
-        return GateSum(tuple(summed), self.examples + other.examples)
+        weights = (a + b for a, b in zip(self.weights, other.weights, strict=True))
+        load = (a + b for a, b in zip(self.load, other.load, strict=True))
+        entropy, examples = self.entropy + other.entropy, self.examples + other.examples
+        return GateSum(tuple(weights), tuple(load), entropy, examples)
 
     @property
     def mean(self) -> tuple[float, ...]:
         """The mean gate weight of each expert."""
         return tuple(weight / self.examples for weight in self.weights)
+
+    @property
+    def mean_load(self) -> tuple[float, ...]:
+        """The share of examples that give each expert their largest weight."""
+        return tuple(count / self.examples for count in self.load)
+
+    @property
+    def mean_entropy(self) -> float:
+        """The mean entropy of an example's gate weights, in nats."""
+        return self.entropy / self.examples

@@ -3,28 +3,30 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
 from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
-from mops_fl.errors import RunError
+from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import cache_folder
 from mops_fl.methods import method_of
 from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.run.recorder import Recorder
+from mops_fl.start import start
+from mops_fl.wire.asking import ask
 from mops_fl.wire.records import Tensors, from_array_record, to_array_record
-from mops_fl.wire.replies import Description, Pretrained, sift
-from mops_fl.wire.requests import DESCRIBE, PRETRAIN, PretrainRequest
+from mops_fl.wire.replies import Description
+from mops_fl.wire.requests import DESCRIBE
 from mops_fl.wire.shapes import ModelSizes
 from strategies import STRATEGIES, Client, admit, require
 
@@ -65,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
         engine, placement = start_engine(config, grid)
         folder.update(**placement.facts)
         grid = WatchedGrid(engine, recorder.on_replies)
-        _run(config, folder, recorder, grid)
+        _run(config, folder, recorder, grid, simulated=placement.simulated)
     except BaseException as error:
         reason = str(error) or type(error).__name__
         recorder.finish(status="failed", error=reason, finished=now())
@@ -75,7 +77,14 @@ def main(grid: Grid, context: Context) -> None:
         log(logging.WARNING, "%s", warning)
 
 
-def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> None:
+def _run(
+    config: Config, folder: RunFolder, recorder: Recorder, grid: Grid, *, simulated: bool
+) -> None:
+    if config.training == "centralised" and not simulated:
+        raise ConfigError(
+            "training=centralised in a deployment: the clients' rows stay with the clients; use "
+            "training=federated or training=local"
+        )
     clients = _find_clients(config, folder, grid)
     _check_same(folder, _facts(clients))
     done = folder.last_round()
@@ -83,7 +92,7 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         tensors = folder.load_checkpoint(done)
     else:
         folder.add_rows("partition.csv", _holdings(clients))
-        tensors = _pretrained(config, clients, grid, recorder)
+        tensors = start(config, clients, grid, recorder, simulated=simulated)
     frozen = _frozen(config, clients, tensors)
     strategy = STRATEGIES[config.training](
         config,
@@ -99,6 +108,8 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
     folder.update(
         trainable_parameters=strategy.method.parameters(config, _sizes(clients)),
         bytes_per_round=strategy.bytes_per_round(arrays),
+        unseen_clients=sorted(clients.keys() - strategy.trainees),
+        unseen_tasks=list(config.data.unseen_task_list),
     )
     if done < 0:
         strategy.evaluate_initial(grid, arrays)
@@ -116,6 +127,19 @@ def _run(config: Config, folder: RunFolder, recorder: Recorder, grid: Grid) -> N
         timeout=float("inf"),
         evaluate_fn=end_round,
     )
+    kept = _settle(config, folder)
+    if config.train.personal_steps and strategy.averaged:
+        tensors = folder.load_checkpoint(kept)
+        rest = {name: value for name, value in tensors.items() if name not in frozen}
+        strategy.personalise(grid, kept, to_array_record(rest))
+
+
+def _settle(config: Config, folder: RunFolder) -> int:
+    """Write which round counts as the run's result."""
+    best, last = folder.best_round(), folder.last_round()
+    kept = last if best is None or config.federation.keep == "last" else best
+    folder.update(best_round=best, kept_round=kept)
+    return kept
 
 
 def _frozen(config: Config, clients: Mapping[int, Client], tensors: Tensors) -> Tensors:
@@ -153,10 +177,11 @@ def _find_clients(config: Config, folder: RunFolder, grid: Grid) -> dict[int, Cl
     """
     expected = config.partition.num_clients
     node_ids = _wait_for_nodes(grid, expected)
-    described, failures = _ask(
+    described, failures = ask(
         grid,
         DESCRIBE,
         {node: RecordDict() for node in node_ids},
+        {node: node for node in node_ids},
         lambda _node, content: Description.read(content, expected),
     )
     refused = {f"node {node}": reason for node, reason in failures.items()}
@@ -231,51 +256,3 @@ def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
             "and the number of nodes (num-supernodes in a simulation) the same"
         )
     return connected
-
-
-def _ask(
-    grid: Grid,
-    kind: str,
-    contents: Mapping[int, RecordDict],
-    read: Callable[[int, RecordDict], Value],
-) -> tuple[dict[int, Value], dict[int, str]]:
-    """Ask nodes, and give by node what they answered, or why that is of no use."""
-    messages = {
-        node: Message(content, message_type=kind, dst_node_id=node)
-        for node, content in contents.items()
-    }
-    replies = list(grid.send_and_receive(messages.values()))
-    asked = {message.metadata.message_id: node for node, message in messages.items()}
-    return sift(asked, replies, read)
-
-
-def _pretrained(
-    config: Config, clients: Mapping[int, Client], grid: Grid, recorder: Recorder
-) -> Tensors:
-    """Initial tensors from shapes alone, then pretraining on the first client's worker.
-
-    Raises:
-        RunError: no client that was asked gave a valid reply.
-    """
-    method, sizes = method_of(config.method), _sizes(clients)
-    shapes = method.all_shapes(config, sizes)
-    initial = method.initial(config, sizes, config.seed)
-    request = PretrainRequest(initial).content()
-    for partition, client in list(clients.items())[:_TRIES]:
-        valid, failures = _ask(
-            grid,
-            PRETRAIN,
-            {client.node: request},
-            lambda _node, content: Pretrained.read(content, shapes),
-        )
-        if valid:
-            tensors = valid[client.node].tensors
-            recorder.on_pretrain(_bytes(tensors), _bytes(initial))
-            return tensors
-        reason = failures[client.node]
-        log(logging.WARNING, "client %d could not pretrain: %s", partition, reason)
-    raise RunError(f"no client could pretrain; client {partition}: {reason}")
-
-
-def _bytes(tensors: Tensors) -> int:
-    return sum(value.nbytes for value in tensors.values())

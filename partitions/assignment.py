@@ -1,28 +1,36 @@
-"""Assigning every example to exactly one client, with a floor on a client's size."""
+"""Assigning examples, each to exactly one client, with a floor on a client's size."""
 
 import contextlib
 import heapq
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 
 from mops_fl.config import PartitionConfig
-from mops_fl.data import Corpus
+from mops_fl.data import Corpus, Example
 from mops_fl.data.examples import listed
 from mops_fl.errors import ConfigError
 from mops_fl.seeding import derive, numpy_generator
 from partitions.partitioners import BUILDERS
 
 
-def assign(corpus: Corpus, config: PartitionConfig, seed: int) -> list[list[int]]:
+def assign(
+    corpus: Corpus, config: PartitionConfig, seed: int, rows: np.ndarray | None = None
+) -> list[list[int]]:
     """The examples of every client.
 
+    Args:
+        corpus: all examples.
+        config: the partition.
+        seed: the run's seed.
+        rows: sorted indices of the examples that are assigned; all by default.
+
     Returns:
-        One sorted list of indices into ``corpus.examples`` a client; together they hold every
-        index once. Each has at least `min-client-samples`: a client that the partitioner left
+        One sorted list of indices into ``corpus.examples`` a client; together they hold each of
+        `rows` once. Each has at least `min-client-samples`: a client that the partitioner left
         below this floor is given examples of the largest one (of two equally large, the lower
         number). Natural owners keep what is theirs.
 
@@ -30,19 +38,23 @@ def assign(corpus: Corpus, config: PartitionConfig, seed: int) -> list[list[int]
         ConfigError: there are too few examples or tasks for the partition, `num-clients` is not
             the number of owners, or an owner has fewer examples than the floor.
     """
-    total, floor = len(corpus.examples), config.min_client_samples
+    if rows is None:
+        rows = np.arange(len(corpus.examples))
+    total, floor = len(rows), config.min_client_samples
     if total < config.num_clients * floor:
+        apart = len(corpus.examples) - total
+        beside = f" (beside {apart} of the server and of unseen tasks)" if apart else ""
         raise ConfigError(
-            f"{total} examples are too few for num-clients={config.num_clients} with "
+            f"{total} examples{beside} are too few for num-clients={config.num_clients} with "
             f"min-client-samples={floor}: at least {config.num_clients * floor} are needed: "
             "lower num-clients or min-client-samples"
         )
-    clients = _partition(corpus, config, seed)
+    clients = _partition([corpus.examples[row] for row in rows], config, seed)
     if config.partition == "natural-id":
         _check_owners(config, clients)
     else:
         _raise_to_floor(clients, floor, numpy_generator(seed, "partition-floor"))
-    return [sorted(client) for client in clients]
+    return [np.sort(rows[client]).tolist() for client in clients]
 
 
 class _Positions(datasets.Dataset):
@@ -58,16 +70,16 @@ class _Positions(datasets.Dataset):
         return list(indices)
 
 
-def _partition(corpus: Corpus, config: PartitionConfig, seed: int) -> list[list[int]]:
+def _partition(examples: Sequence[Example], config: PartitionConfig, seed: int) -> list[list[int]]:
     """What flwr-datasets' partitioner gives to each client, from rows in shuffled order.
 
     The shuffle makes `iid` random and seeded, and takes any order of the data out of the others,
     which all cut the rows of a task consecutively. The partitioner sees tasks and owners as
     numbers, in the order of their names.
     """
-    order = numpy_generator(seed, "partition-order").permutation(len(corpus.examples))
-    tasks, task_numbers = _numbered([example.task for example in corpus.examples])
-    owners, owner_numbers = _numbered([example.owner for example in corpus.examples])
+    order = numpy_generator(seed, "partition-order").permutation(len(examples))
+    tasks, task_numbers = _numbered([example.task for example in examples])
+    owners, owner_numbers = _numbered([example.owner for example in examples])
     partitioner = BUILDERS[config.partition](config, tasks, owners, derive(seed, "partition"))
     partitioner.dataset = _Positions.from_dict(
         {"task": task_numbers[order], "owner": owner_numbers[order]}

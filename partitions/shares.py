@@ -1,17 +1,67 @@
-"""Each client's examples as a train and a test part."""
+"""Who holds which examples: every client's share, and the server's."""
 
-from mops_fl.config import DataConfig, PartitionConfig
+import numpy as np
+
+from mops_fl.config import Config
 from mops_fl.data import Corpus, Share, split
+from mops_fl.data.split import LEAST
+from mops_fl.errors import ConfigError
+from mops_fl.seeding import numpy_generator
 from partitions.assignment import assign
 
 
-def shares(corpus: Corpus, data: DataConfig, config: PartitionConfig, seed: int) -> list[Share]:
-    """Every client's share; the union of the test parts is the global test set.
+def shares(corpus: Corpus, config: Config) -> list[Share]:
+    """Every client's share of what is not the server's.
+
+    The union of the test parts is the global test set. Examples of unseen tasks are shuffled by the
+    seed and dealt out in turn, whatever the partition of the others.
 
     Raises:
-        ConfigError: the partition cannot be made (see `assign`).
+        ConfigError: the partition cannot be made (see `assign`), or the server has no rows.
     """
-    clients = assign(corpus, config, seed)
+    seed, number = config.seed, config.partition.num_clients
+    rows = np.setdiff1d(corpus.trained, server_rows(corpus, config))
+    clients = assign(corpus, config.partition, seed, rows)
+    unseen = numpy_generator(seed, "unseen-tasks").permutation(corpus.unseen).tolist()
     return [
-        split(indices, data.test_fraction, seed, client) for client, indices in enumerate(clients)
+        split(indices, config.data, seed, client, unseen[client::number])
+        for client, indices in enumerate(clients)
     ]
+
+
+def own_share(corpus: Corpus, config: Config) -> Share:
+    """The share of a client whose data are a corpus of its own: all of it.
+
+    Raises:
+        DataError: it has fewer than `LEAST` examples of trained tasks.
+    """
+    unseen = corpus.unseen.tolist()
+    return split(corpus.trained.tolist(), config.data, config.seed, 0, unseen)
+
+
+def server_rows(corpus: Corpus, config: Config) -> tuple[int, ...]:
+    """The examples that the server pretrains on and no client holds, as sorted indices.
+
+    `server-fraction` of each trained task, drawn by the seed: at least one, and `LEAST` are left;
+    none of a task with fewer than three. There are none where `pretrain-data` is not `server`, or
+    `server-data` holds the server's rows.
+
+    Raises:
+        ConfigError: no task has three.
+    """
+    if config.prompts.pretrain_data != "server" or config.data.server_data:
+        return ()
+    order = numpy_generator(config.seed, "server").permutation(corpus.trained)
+    numbers = corpus.task_numbers[order]
+    order = order[np.argsort(numbers, kind="stable")]
+    ends = np.cumsum(np.bincount(numbers))[:-1]
+    drawn: list[int] = []
+    for rows in np.split(order, ends):
+        wanted = max(1, round(config.data.server_fraction * len(rows)))
+        drawn += rows[: max(0, min(wanted, len(rows) - LEAST))].tolist()
+    if not drawn:
+        raise ConfigError(
+            f"pretrain-data=server: no task has the {LEAST + 1} examples of which the server could "
+            "take one: name its rows in server-data, or set pretrain-data to pooled, own or none"
+        )
+    return tuple(sorted(drawn))

@@ -14,7 +14,8 @@ from mops_fl.config import Config
 from mops_fl.data.split import unseen_partitions
 from mops_fl.errors import RunError
 from mops_fl.methods import method_of
-from mops_fl.metrics import GateSum, merge, total
+from mops_fl.metrics import GateSum, Tallies, merge, total
+from mops_fl.seeding import python_generator
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
@@ -31,7 +32,7 @@ from mops_fl.wire.replies import (
     TrainingAsked,
     sift,
 )
-from mops_fl.wire.requests import Assignment
+from mops_fl.wire.requests import PERSONALISE, Assignment
 from mops_fl.wire.rounds import Drift, EvaluateRound, Observer, TrainRound, TrainRow
 from strategies.admission import Client
 from strategies.averaging import weighted_mean
@@ -77,13 +78,11 @@ class PromptFedAvg(FedAvg):
         names = tuple(self.method.shapes(config, sizes))
         self.averaged = self.method.averaged(config, names)
         """Names of the tensors that travel both ways."""
-        unseen = unseen_partitions(config.partition, config.seed)
-        self.trainees = [partition for partition in sorted(clients) if partition not in unseen]
-        """The clients that may train."""
+        self._unseen = unseen_partitions(config.partition, config.seed)
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
         self._asked: list[tuple[int, Message]] = []
-        self._tokens: dict[int, dict[str, int]] = {}
+        self._tokens: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
 
     def summary(self) -> None:
         """Log who is asked for what."""
@@ -97,6 +96,11 @@ class PromptFedAvg(FedAvg):
             len(self.trainees),
             minimum(len(self.active(1)), federation.min_reply_fraction),
         )
+
+    @property
+    def trainees(self) -> list[int]:
+        """The clients that may train, by partition id."""
+        return sorted(self.clients.keys() - self._unseen)
 
     def initial(self, tensors: Tensors) -> Tensors:
         """What the rounds begin with, from the averaged tensors at their start."""
@@ -177,8 +181,17 @@ class PromptFedAvg(FedAvg):
         current = self.first_round + server_round
         federation = self.config.federation
         skipped = current % federation.eval_every and current != federation.num_server_rounds
-        partitions = [] if skipped else sorted(self.clients)
+        partitions = [] if skipped else self._evaluated(current)
         return self._messages(MessageType.EVALUATE, current, partitions, arrays)
+
+    def _evaluated(self, current: int) -> list[int]:
+        """The clients whose rows a round is evaluated on."""
+        federation = self.config.federation
+        count = federation.evaluate_clients
+        if not 0 < count < len(self.trainees) or current == federation.num_server_rounds:
+            return sorted(self.clients)
+        draw = python_generator(self.config.seed, "evaluate-clients")
+        return sorted(draw.sample(self.trainees, count))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -190,37 +203,61 @@ class PromptFedAvg(FedAvg):
         """
         if not self._asked:
             return None
-        current = self.first_round + server_round
+        result = self._summed(self.first_round + server_round, "evaluate", replies)
+        self.observer.on_evaluate(result)
+        overall = total(result.tallies)
+        return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})
+
+    def _summed(self, current: int, what: str, replies: Iterable[Message]) -> EvaluateRound:
+        """The valid replies to an evaluation, added up over the clients that may train."""
         bytes_down = self._bytes_down()
-        valid, failures = self._sift(replies, current, "evaluate", self._read_evaluation)
+        valid, failures = self._sift(replies, current, what, self._read_evaluation)
         for partition, reply in valid.items():
-            self._tokens[partition] = {task: t.tokens for task, t in reply.tallies.items()}
-        own = {partition: reply.tallies for partition, reply in valid.items()}
-        tallies = merge(own.values())
+            self._tokens[partition] = _tokens(reply.tallies), _tokens(reply.validation)
+        seen = {partition: valid[partition] for partition in valid if partition in self.trainees}
         gates: dict[str, GateSum] = {}
-        for reply in valid.values():
+        for reply in seen.values():
             for task, gate in reply.gate.items():
                 gates[task] = gates[task] + gate if task in gates else gate
-        ordered = dict(sorted(gates.items()))
-        self.observer.on_evaluate(
-            EvaluateRound(current, tallies, ordered, own, failures, bytes_down)
+        return EvaluateRound(
+            server_round=current,
+            tallies=merge(reply.tallies for reply in seen.values()),
+            gate=dict(sorted(gates.items())),
+            clients={partition: reply.tallies for partition, reply in valid.items()},
+            validation={partition: reply.validation for partition, reply in seen.items()},
+            failures=failures,
+            bytes_down=bytes_down,
         )
-        overall = total(tallies)
-        return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})
 
     def evaluate_initial(self, grid: Grid, arrays: ArrayRecord) -> None:
         """Evaluate before the first round, which `start` does not do."""
-        messages = self._messages(MessageType.EVALUATE, 0, sorted(self.clients), arrays)
+        messages = self._messages(MessageType.EVALUATE, 0, self._evaluated(0), arrays)
         self.aggregate_evaluate(0, grid.send_and_receive(messages))
 
+    def personalise(self, grid: Grid, server_round: int, arrays: ArrayRecord) -> None:
+        """Have every client take `personal-steps` from a round's tensors, and evaluate that.
+
+        Raises:
+            RunError: too few replies are valid.
+        """
+        messages = self._messages(PERSONALISE, server_round, sorted(self.clients), arrays)
+        replies = grid.send_and_receive(messages)
+        self.observer.on_personalise(self._summed(server_round, "personalise", replies))
+
     def _read_evaluation(self, partition: int, content: RecordDict) -> Evaluated:
-        data, own = self.config.data, self.clients[partition].description
-        most = data.eval_samples or max(own.test)
+        own, most = self.clients[partition].description, self.config.data.eval_samples
+        test, validation = (
+            {task: min(rows, most or rows) for task, rows in zip(own.tasks, part, strict=True)}
+            for part in (own.test, own.validation)
+        )
+        known, known_validation = self._tokens.get(partition, (None, None))
         asked = EvaluationAsked(
-            rows={t: min(rows, most) for t, rows in zip(own.tasks, own.test, strict=True)},
-            tokens_a_row=data.max_length,
+            rows=test,
+            validation=validation,
+            tokens_a_row=self.config.data.max_length,
             experts=self.config.prompts.experts if self.method.gated else 0,
-            known=self._tokens.get(partition),
+            known=known,
+            known_validation=known_validation,
         )
         return Evaluated.read(content, asked)
 
@@ -271,6 +308,10 @@ class PromptFedAvg(FedAvg):
             {f"client {partition}": reason for partition, reason in failures.items()},
         )
         return valid, failures
+
+
+def _tokens(tallies: Tallies) -> dict[str, int]:
+    return {task: tally.tokens for task, tally in tallies.items()}
 
 
 def minimum(asked: int, fraction: float) -> int:

@@ -47,6 +47,29 @@ def test_values_reach_their_typed_places():
         ({"partition-column": "user"}, "partition-column names the column"),
         ({"num-samples": 999}, "num-samples=999 is too few for num-clients=100 .* at least 1000"),
         ({"resume": True}, "resume=true needs run-dir"),
+        ({"unseen-clients": 1.0}, "unseen-clients=1.0: must be at least 0 and less than 1"),
+        (
+            {"unseen-clients": 0.95},
+            "unseen-clients=0.95 of num-clients=100 leaves 5 clients that train, fewer than "
+            "active-clients=10: choose smaller unseen-clients or active-clients",
+        ),
+        (
+            {"unseen-clients": 0.1, "num-clients": 1, "active-clients": 1},
+            "num-clients=1 leaves 0 clients",
+        ),
+        ({"unseen-tasks": "b,c", "tasks": "a, b"}, "tasks and unseen-tasks both name b: a task"),
+        (
+            {"test-fraction": 0.6, "validation-fraction": 0.4},
+            "test-fraction=0.6 and validation-fraction=0.4 leave nothing to train on",
+        ),
+        ({"validation-fraction": -0.1}, "validation-fraction=-0.1: must be at least 0 and less"),
+        ({"server-fraction": 0.0}, "server-fraction=0.0: must be more than 0 and less than 1"),
+        ({"pretrain-data": "all"}, "pretrain-data='all': must be one of server, pooled, own, none"),
+        (
+            {"server-data": "x", "pretrain-data": "own", "dataset": "dolly"},
+            "server-data=x with pretrain-data=own",
+        ),
+        ({"server-data": "x"}, "server-data=x with dataset=skills, which is generated"),
         ({"sparse-kernels": True, "compression": "3:4", "dtype": "bfloat16"}, "compression=3:4"),
         ({"sparse-kernels": True, "compression": "2:4", "dtype": "float32"}, "dtype=float32"),
         ({"sparse-kernels": True, "dtype": "float16", "device": "cpu"}, "device=cpu"),

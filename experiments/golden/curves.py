@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ VALUES = {
     "prompts-per-expert": 3,
     "pretrain-prompt-steps": 3,
     "pretrain-gate-steps": 3,
+    "pretrain-data": "pooled",
 }
 """Every value that a curve depends on and whose default may change."""
 
@@ -84,6 +86,7 @@ def run(case: Case, model: Path, folder: Path, *, workers: int = 2, checkout: Pa
     """
     name = f"{case.name}-{workers}"
     values = {**VALUES, "engine": case.engine, "method": case.method, "gate-mode": case.gate_mode}
+    values = {key: value for key, value in values.items() if key in _known(checkout)}
     done = subprocess.run(
         [
             *(sys.executable, "-c", "from mops_fl.cli import main; main()", "simulate"),
@@ -105,6 +108,12 @@ def run(case: Case, model: Path, folder: Path, *, workers: int = 2, checkout: Pa
     if done.returncode:
         raise RuntimeError(f"{name} in {checkout}: {done.stderr}")
     return folder / name
+
+
+def _known(checkout: Path) -> Container[str]:
+    """The keys of a checkout; an earlier one has no choice where it lacks one."""
+    text = (checkout / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
 
 
 def difference(run_folder: Path, golden: Path) -> str:

@@ -15,10 +15,10 @@ from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
 from mops_fl.cli.run import RunFailedError, StoppedError
 from mops_fl.cli.show import show
-from mops_fl.cli.simulate import simulate
+from mops_fl.cli.simulate import simulate, train
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, compare, plot, show, partition, compress)
+COMMANDS = (simulate, train, compare, plot, show, partition, compress)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""

@@ -77,7 +77,7 @@ def with_absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
     that has its name, as it does for transformers; that is printed.
     """
     found = dict(flat)
-    for key in ("data-path", "calibration-path"):
+    for key in ("data-path", "server-data", "calibration-path"):
         if isinstance(path := flat.get(key), str) and path:
             found[key] = str(absolute(path))
     model = flat.get("model")

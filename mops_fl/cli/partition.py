@@ -22,12 +22,12 @@ def partition(
     from rich.table import Table
     from rich.text import Text
 
-    from mops_fl.data import load_corpus
-    from partitions import report, shares
+    from mops_fl.data import load_corpus, unseen_partitions
+    from partitions import report, server_rows, shares
 
     corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
     say_data(corpus)
-    parts = shares(corpus, config.data, config.partition, config.seed)
+    parts = shares(corpus, config)
     held = report.table(corpus, parts)
     title = report.title_of(config.partition)
     totals = held.groupby("partition")[["train", "test"]].sum()
@@ -37,12 +37,21 @@ def partition(
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for heading in ("client", *map(str, range(len(corpus.tasks))), "train", "test"):
         table.add_column(heading, justify="right")
+    unseen = unseen_partitions(config.partition, config.seed)
     for client, row in counts.join(totals).iterrows():
-        table.add_row(str(client), *map(str, row))
+        table.add_row(f"{client}{' *' * (client in unseen)}", *map(str, row))
     table.add_section()
     table.add_row("all", *map(str, counts.join(totals).sum()))
     console.print(table)
     tasks = ", ".join(f"{i} {task}" for i, task in enumerate(corpus.tasks))
     console.print(f"tasks: {tasks}")
+    if corpus.unseen_tasks:
+        console.print(f"unseen tasks, only evaluated: {', '.join(corpus.unseen_tasks)}")
+    if unseen:
+        console.print(f"* {len(unseen)} unseen clients, which never train")
+    if validation := sum(len(share.validation) for share in parts):
+        console.print(f"{validation:,} rows beside train and test are for validation")
+    if server := server_rows(corpus, config):
+        console.print(f"{len(server):,} rows are the server's, to pretrain on")
     report.draw(held, out, title)
     console.print(str(out.resolve()))

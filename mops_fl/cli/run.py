@@ -87,7 +87,7 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
         say_data(corpus)
-        shares(corpus, config.data, config.partition, config.seed)
+        shares(corpus, config)
         native = ask_torch(config, resources)
         for each in configs:
             check_backbone(replace(each, backbone=replace(each.backbone, dtype=native.dtype)))

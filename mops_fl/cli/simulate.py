@@ -1,5 +1,6 @@
-"""`mops-fl simulate`: one federated run on virtual clients."""
+"""`mops-fl simulate` and `mops-fl train`: one run, federated or with all data in one place."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +10,15 @@ import typer
 from mops_fl.cli import options
 from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
-from mops_fl.config import Config
+from mops_fl.config import Config, Scalar
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import absolute
+from mops_fl.machine import cores
+
+Name = Annotated[str | None, typer.Option(help="Name of the run folder.")]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Carry on after the last whole round.")
+]
 
 
 def simulate(
@@ -22,21 +29,51 @@ def simulate(
     gpus_per_client: options.GpusPerClient = 0.0,
     workers: options.Workers = None,
     runs_dir: options.RunsDir = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    name: Name = None,
     ray_address: options.RayAddress = "",
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Carry on after the last whole round.")
-    ] = None,
+    resume: Resume = None,
 ) -> None:
-    """Train prompts on virtual clients through Flower and Ray; leaves a run folder."""
+    """Train a method on virtual clients through Flower and Ray; leaves a run folder."""
+    given = (cpus_per_client, gpus_per_client, workers, ray_address)
+    _simulate(config_file, clients, values, runs_dir, name, resume, given)
+
+
+def train(
+    values: options.Values = None,
+    config_file: options.ConfigFile = None,
+    clients: options.Clients = None,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU threads.", show_default="all")] = cores(),
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs.")] = 0.0,
+    runs_dir: options.RunsDir = Path("runs"),
+    name: Name = None,
+    resume: Resume = None,
+) -> None:
+    """Train a method on the rows of all clients in one place: `simulate` with training=centralised.
+
+    A round is `local-steps` steps; evaluation is by client, as in a federation.
+    """
+    given = (cpus, gpus, 1, "")
+    _simulate(config_file, clients, values, runs_dir, name, resume, given, training="centralised")
+
+
+def _simulate(
+    config_file: Path | None,
+    clients: int | None,
+    values: Sequence[str] | None,
+    runs_dir: Path,
+    name: str | None,
+    resume: Path | None,
+    resources: tuple[int, float, int | None, str],
+    **forced: Scalar,
+) -> None:
     if resume is None:
-        config = options.configure(config_file, clients, values)
+        config = options.configure(config_file, clients, values, **forced)
         config = placed(config, runs_dir, name or default_name(config))
     else:
         if values or config_file or name or clients is not None:
             raise ConfigError("--resume takes the run's own configuration: give no other values")
         config = _resumed(resume)
-    given = options.resources(config, cpus_per_client, gpus_per_client, workers, ray_address)
+    given = options.resources(config, *resources)
     dtype = check([config], given)
     folder = execute(config, given, dtype)
 

@@ -1,8 +1,8 @@
 """Instruction data: loading, one prompt template, and tokens."""
 
-from mops_fl.data.corpus import Corpus, load_corpus
+from mops_fl.data.corpus import Corpus, load_corpus, load_server_data
 from mops_fl.data.examples import Example
-from mops_fl.data.split import Holding, Share, evaluated, holding, split
+from mops_fl.data.split import Holding, Share, evaluated, holding, split, unseen_partitions
 from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "evaluated",
     "holding",
     "load_corpus",
+    "load_server_data",
     "split",
     "tokenise",
+    "unseen_partitions",
 ]

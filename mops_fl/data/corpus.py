@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from mops_fl.config import DataConfig
 from mops_fl.data import dolly, jsonl, skills, superni
@@ -34,7 +37,7 @@ class Corpus:
 
     examples: tuple[Example, ...]
     tasks: tuple[str, ...]
-    """In expert order: as named in `tasks`, else the dataset's own."""
+    """In expert order: as named in `tasks`, else the dataset's own; the unseen ones last."""
     skipped: dict[str, int]
     """Rows that could not be used, by reason."""
     digest: str
@@ -43,6 +46,29 @@ class Corpus:
     """What was read and how it was understood, in one line."""
     warnings: tuple[str, ...] = ()
     """What the user should see besides."""
+    unseen_tasks: tuple[str, ...] = ()
+    """Tasks that nobody trains on: the last of `tasks`."""
+
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The others, in expert order."""
+        return self.tasks[: len(self.tasks) - len(self.unseen_tasks)]
+
+    @cached_property
+    def task_numbers(self) -> np.ndarray:
+        """The place in `tasks` of each example's task, shape (examples,)."""
+        places = {task: place for place, task in enumerate(self.tasks)}
+        return np.array([places[example.task] for example in self.examples], dtype=np.int64)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Sorted indices of the examples of trained tasks."""
+        return np.flatnonzero(self.task_numbers < len(self.trained_tasks))
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """Sorted indices of the examples of unseen tasks."""
+        return np.flatnonzero(self.task_numbers >= len(self.trained_tasks))
 
 
 def load_corpus(
@@ -50,7 +76,8 @@ def load_corpus(
 ) -> Corpus:
     """Load the dataset, keep its tasks, and draw `num-samples` examples uniformly by the seed.
 
-    Where there are fewer than `num-samples`, all are taken.
+    Where there are fewer than `num-samples`, all are taken. The same share of the rows of each
+    unseen task is drawn besides, at least one; these examples come last.
 
     Args:
         data: the dataset, and how much of it.
@@ -59,62 +86,109 @@ def load_corpus(
         own_data: the rows are those of one client, which need not have every task of the run.
 
     Raises:
-        ConfigError: `tasks` names a task twice.
+        ConfigError: a task is named twice, or all are unseen.
         DataError: the data cannot be read, a named task has no usable rows (not with `own_data`),
             or there are too few usable rows for a client.
     """
     rows, tasks = SOURCES[data.dataset](data, seed, owner_column)
     if len(set(tasks)) < len(tasks):
-        raise ConfigError(f"tasks={data.tasks}: a task is named twice")
+        unseen_too = f" and unseen-tasks={data.unseen_tasks}" * bool(data.unseen_tasks)
+        raise ConfigError(f"tasks={data.tasks}{unseen_too}: a task is named twice")
+    trained = tasks[: len(tasks) - len(data.unseen_task_list)]
+    unseen = tasks[len(trained) :]
+    usable = [example for example in rows.examples if example.task not in unseen]
     if own_data:
-        _settle_own(data, rows)
+        _settle_own(data, rows, len(usable))
     else:
-        _check_tasks(data, rows, tasks)
-    examples = _draw(data, rows, seed)
+        _check_tasks(data, rows, trained, unseen)
+    drawn = _draw(data, usable, seed)
+    apart = [example for example in rows.examples if example.task in unseen]
+    examples = drawn + _draw_unseen(apart, unseen, len(drawn) / len(usable), seed)
     skipped = dict(sorted(rows.skipped.items()))
-    source = _describe(data, rows, tasks, len(examples))
-    return Corpus(examples, tasks, skipped, _digest(examples), source, _warnings(rows))
+    source = _describe(data, rows, trained, len(drawn), len(usable))
+    if unseen:
+        beside = f"{len(examples) - len(drawn):,} of {len(apart):,} rows drawn"
+        source += f"; {len(unseen)} unseen tasks: {listed(unseen)}: {beside}"
+    warnings = _warnings(rows)
+    return Corpus(examples, tasks, skipped, _digest(examples), source, warnings, unseen)
 
 
-def _check_tasks(data: DataConfig, rows: Rows, tasks: tuple[str, ...]) -> None:
+def load_server_data(data: DataConfig, seed: int) -> Corpus:
+    """All rows of `server-data`, which need not have every task of the run.
+
+    Raises:
+        DataError: as `load_corpus`, of the server's rows.
+    """
+    own = replace(data, data_path=data.server_data, num_samples=0)
+    try:
+        return load_corpus(own, seed, own_data=True)
+    except DataError as error:
+        raise DataError(f"server-data: {error}") from error
+
+
+def _check_tasks(
+    data: DataConfig, rows: Rows, trained: tuple[str, ...], unseen: tuple[str, ...]
+) -> None:
     """Refuse tasks without rows: all that are named, or that lack their file."""
+    if unseen and not trained:
+        raise ConfigError(
+            f"unseen-tasks={data.unseen_tasks}: no task is left to train on; the dataset's tasks "
+            f"are {listed(rows.known)}"
+        )
     present = {example.task for example in rows.examples}
-    absent = [task for task in tasks if task not in present]
+    absent = [task for task in trained if task not in present]
     named = absent if data.task_list else [task for task in absent if task in rows.faults]
-    if present and not named:
-        return
-    named = named or absent
-    faults = dict.fromkeys(f"; {rows.faults[task]}" for task in named if task in rows.faults)
+    if named or not present.intersection(trained):
+        _refuse_tasks(f"tasks={data.tasks or listed(trained)}", data, rows, named or absent)
+    if absent := [task for task in unseen if task not in present]:
+        _refuse_tasks(f"unseen-tasks={data.unseen_tasks}", data, rows, absent)
+
+
+def _refuse_tasks(key: str, data: DataConfig, rows: Rows, absent: Sequence[str]) -> None:
+    faults = dict.fromkeys(f"; {rows.faults[task]}" for task in absent if task in rows.faults)
     raise DataError(
-        f"tasks={data.tasks or listed(tasks)}: dataset={data.dataset} has no usable row of "
-        f"{listed(named) or 'any task'}{rows.note()}; its tasks are {listed(rows.known) or 'none'}"
+        f"{key}: dataset={data.dataset} has no usable row of "
+        f"{listed(absent) or 'any task'}{rows.note()}; its tasks are {listed(rows.known) or 'none'}"
         f"{''.join(faults)}"
     )
 
 
-def _settle_own(data: DataConfig, rows: Rows) -> None:
+def _settle_own(data: DataConfig, rows: Rows, usable: int) -> None:
     """Count what is not the run's, and refuse less than a row to train on and one held out."""
     if rows.other_tasks:
         rows.skipped["task is not one of the run's"] = rows.other_tasks
         rows.other_tasks = 0
     if unread := [task for task in rows.faults if task in rows.known]:
         rows.skipped["task file cannot be used"] = len(unread)
-    if len(rows.examples) < LEAST:
+    if usable < LEAST:
         raise DataError(
-            f"data-path={data.data_path} has {len(rows.examples)} usable rows{rows.note()}, but a "
+            f"data-path={data.data_path} has {usable} usable rows{rows.note()}, but a "
             f"client needs at least {LEAST}: one to train on and one held out"
         )
 
 
-def _draw(data: DataConfig, rows: Rows, seed: int) -> tuple[Example, ...]:
-    have = len(rows.examples)
+def _draw(data: DataConfig, usable: Sequence[Example], seed: int) -> tuple[Example, ...]:
+    have = len(usable)
     want = min(data.num_samples or have, have)
     drawn = numpy_generator(seed, "sample").choice(have, size=want, replace=False)
-    return tuple(rows.examples[index] for index in sorted(drawn))
+    return tuple(usable[index] for index in sorted(drawn))
 
 
-def _describe(data: DataConfig, rows: Rows, tasks: tuple[str, ...], drawn: int) -> str:
-    have, name = len(rows.examples), f"{data.dataset} {Path(data.data_path).name}".strip()
+def _draw_unseen(
+    apart: Sequence[Example], tasks: tuple[str, ...], fraction: float, seed: int
+) -> tuple[Example, ...]:
+    """The same share of the rows of each task, at least one."""
+    generator = numpy_generator(seed, "sample", "unseen")
+    drawn: list[int] = []
+    for task in tasks:
+        places = [place for place, example in enumerate(apart) if example.task == task]
+        want = max(1, round(fraction * len(places))) if places else 0
+        drawn += generator.choice(places, size=want, replace=False).tolist()
+    return tuple(apart[place] for place in sorted(drawn))
+
+
+def _describe(data: DataConfig, rows: Rows, tasks: tuple[str, ...], drawn: int, have: int) -> str:
+    name = f"{data.dataset} {Path(data.data_path).name}".strip()
     parts = [f"{name}: {rows.read:,} rows", *rows.remarks]
     parts.append(f"{len(tasks)} tasks: {listed(tasks)}")
     if rows.other_tasks:

@@ -30,7 +30,7 @@ def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[s
     """
     rows = jsonl.read(Path(data.data_path)) if data.data_path else _from_hub()
     where = f"data-path={data.data_path}" if data.data_path else HUB_ID
-    return jsonl.collect(rows, data.task_list or TASKS, owner_column, where)
+    return jsonl.collect(rows, data, owner_column, where, TASKS)
 
 
 def _from_hub() -> Sequence[object]:

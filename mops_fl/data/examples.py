@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from mops_fl.metrics import TOTAL
@@ -81,6 +81,13 @@ class Rows:
         ordered = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         reasons = listed([f"{count:,} {reason}" for reason, count in ordered])
         return f"{self.skipped.total():,} rows skipped: {reasons}"
+
+
+def in_order(
+    named: tuple[str, ...], default: Iterable[str], unseen: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Tasks in expert order, the unseen ones last: those named, else the default ones."""
+    return (*(named or (task for task in default if task not in unseen)), *unseen)
 
 
 def is_missing(value: object) -> bool:

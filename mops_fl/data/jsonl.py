@@ -16,6 +16,7 @@ from mops_fl.data.examples import (
     RENAMED_TASK,
     Rows,
     UnusableError,
+    in_order,
     is_missing,
     listed,
     owner_of,
@@ -33,7 +34,7 @@ def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[s
         DataError: the file cannot be read or its columns are not known.
     """
     rows = read(Path(data.data_path))
-    return collect(rows, data.task_list, owner_column, f"data-path={data.data_path}")
+    return collect(rows, data, owner_column, f"data-path={data.data_path}")
 
 
 def read(path: Path) -> Sequence[object]:
@@ -79,12 +80,23 @@ def documents(path: Path, where: str) -> list[object]:
 
 
 def collect(
-    found: Sequence[object], wanted: tuple[str, ...], owner_column: str, where: str
+    found: Sequence[object],
+    data: DataConfig,
+    owner_column: str,
+    where: str,
+    default: tuple[str, ...] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of the wanted tasks as examples, and these tasks; those found where none is named.
+    """The rows of the wanted tasks as examples, and these tasks, the unseen ones last.
+
+    Args:
+        found: rows, whatever they are.
+        data: names tasks, or none.
+        owner_column: names the client that owns a row; empty for none.
+        where: names the file.
+        default: tasks where `data` names none; empty for all that are found.
 
     Raises:
-        DataError: the columns are not known, or there is no owner column; `where` names the file.
+        DataError: the columns are not known, or there is no owner column.
     """
     objects = [row for row in found if isinstance(row, Mapping)]
     columns = recognise(objects, where)
@@ -98,7 +110,9 @@ def collect(
         except UnusableError as reason:
             skipped[str(reason)] += 1
     known = tuple(sorted({task for task, _ in labelled}))
-    tasks = tuple(_named(name) for name in wanted) or known
+    named = tuple(_named("tasks", name) for name in data.task_list)
+    unseen = tuple(_named("unseen-tasks", name) for name in data.unseen_task_list)
+    tasks = in_order(named, default or known, unseen)
     rows = Rows(known, _remarks(columns, objects, known), skipped=skipped)
     for task, row in labelled:
         if task in tasks:
@@ -116,12 +130,12 @@ def _add(rows: Rows, row: Row, columns: Columns, task: str, owner_column: str) -
         rows.skipped[str(reason)] += 1
 
 
-def _named(name: str) -> str:
+def _named(key: str, name: str) -> str:
     """The task that a name in the configuration means."""
     try:
         return task_of(name)
     except UnusableError as reason:
-        raise DataError(f"tasks={name}: {reason}") from None
+        raise DataError(f"{key}={name}: {reason}") from None
 
 
 def _check_column(rows: Sequence[Row], owner_column: str, where: str) -> None:

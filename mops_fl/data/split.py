@@ -1,10 +1,10 @@
-"""One client's examples as a train and a test part, and how many of each task it holds."""
+"""One client's examples in parts, how many of each task it holds, and which clients never train."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mops_fl.config import PartitionConfig
+from mops_fl.config import DataConfig, PartitionConfig
 from mops_fl.data.examples import Example
 from mops_fl.errors import DataError
 from mops_fl.seeding import numpy_generator
@@ -15,27 +15,39 @@ LEAST = 2
 
 @dataclass(frozen=True)
 class Share:
-    """One client's examples, as sorted indices into the corpus; no index is in both parts."""
+    """One client's examples, as sorted indices into the corpus; no index is in two parts."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+    validation: tuple[int, ...] = ()
+    """Held out to choose by: neither trained on nor in the test set."""
+    unseen: tuple[int, ...] = ()
+    """Examples of unseen tasks, all held out."""
 
     def without(self, indices: Collection[int]) -> "Share":
         """The same share less some examples."""
-        parts = (self.train, self.test)
+        parts = self.train, self.test, self.validation, self.unseen
         return Share(*(tuple(i for i in part if i not in indices) for part in parts))
 
 
-def split(indices: Sequence[int], test_fraction: float, seed: int, client: int) -> Share:
-    """Shuffle a client's examples by the seed and hold `test_fraction` of them out.
+def split(
+    indices: Sequence[int],
+    data: DataConfig,
+    seed: int,
+    client: int,
+    unseen: Sequence[int] = (),
+) -> Share:
+    """Shuffle a client's examples by the seed; the first are its test part, the next validation.
 
-    At least one example is held out and at least one is kept for training.
+    At least one example is in the test part and at least one is kept for training; at least one is
+    for validation where a fraction is asked for and three are there.
 
     Args:
-        indices: the client's examples, `LEAST` or more.
-        test_fraction: share to hold out, between 0 and 1.
+        indices: the client's examples of trained tasks, `LEAST` or more.
+        data: the fractions.
         seed: the run's seed.
         client: number of the client (its partition id).
+        unseen: its examples of unseen tasks.
 
     Raises:
         DataError: there are fewer.
@@ -46,23 +58,49 @@ def split(indices: Sequence[int], test_fraction: float, seed: int, client: int) 
             "train on and one held out"
         )
     order = numpy_generator(seed, "split", client).permutation(indices).tolist()
-    held_out = min(max(1, round(test_fraction * len(order))), len(order) - 1)
-    return Share(train=tuple(sorted(order[held_out:])), test=tuple(sorted(order[:held_out])))
+    test = _portion(data.test_fraction, len(order), len(order) - 1)
+    validation = _portion(data.validation_fraction, len(order), len(order) - test - 1)
+    parts = order[test + validation :], order[:test], order[test : test + validation], unseen
+    return Share(*(tuple(sorted(part)) for part in parts))
 
 
-def evaluated(share: Share, eval_samples: int, seed: int, client: int) -> tuple[int, ...]:
-    """A client's held-out examples that are evaluated: a sorted sample, the same in every round.
+def _portion(fraction: float, of: int, most: int) -> int:
+    """A fraction of a number, at least 1 if it is not 0, and not more than `most`."""
+    return min(max(1, round(fraction * of)), most) if fraction else 0
+
+
+def evaluated(share: Share, eval_samples: int, seed: int, client: int) -> Share:
+    """A client's held-out examples that are evaluated: a sample, the same in every round.
 
     Args:
         share: the client's.
-        eval_samples: how many at most; 0 for all.
+        eval_samples: how many of each part at most; 0 for all.
         seed: the run's seed.
         client: number of the client (its partition id).
+
+    Returns:
+        The samples of the parts, each by a stream of its own; nothing to train on.
     """
-    if not 0 < eval_samples < len(share.test):
-        return share.test
-    generator = numpy_generator(seed, "eval", client)
-    return tuple(sorted(generator.choice(share.test, eval_samples, replace=False).tolist()))
+
+    def sample(part: tuple[int, ...], *purpose: str) -> tuple[int, ...]:
+        if not 0 < eval_samples < len(part):
+            return part
+        generator = numpy_generator(seed, *purpose, client)
+        return tuple(sorted(generator.choice(part, eval_samples, replace=False).tolist()))
+
+    return Share(
+        train=(),
+        test=sample(share.test, "eval"),
+        validation=sample(share.validation, "eval", "validation"),
+        unseen=sample(share.unseen, "eval", "unseen"),
+    )
+
+
+def unseen_partitions(config: PartitionConfig, seed: int) -> frozenset[int]:
+    """The partition ids of the clients that never train: drawn by the seed, whatever they hold."""
+    generator = numpy_generator(seed, "unseen-clients")
+    drawn = generator.choice(config.num_clients, size=config.num_unseen, replace=False)
+    return frozenset(drawn.tolist())
 
 
 @dataclass(frozen=True)
@@ -71,6 +109,8 @@ class Holding:
 
     train: dict[str, int]
     test: dict[str, int]
+    """Of unseen tasks: all that it holds."""
+    validation: dict[str, int]
 
 
 def holding(examples: Sequence[Example], tasks: Sequence[str], share: Share) -> Holding:
@@ -80,9 +120,4 @@ def holding(examples: Sequence[Example], tasks: Sequence[str], share: Share) -> 
         counted = Counter(examples[index].task for index in part)
         return {task: counted[task] for task in tasks}
 
-    return Holding(count(share.train), count(share.test))
-
-
-def unseen_partitions(config: PartitionConfig, seed: int) -> frozenset[int]:
-    """Clients that never train."""
-    return frozenset()
+    return Holding(count(share.train), count(share.test + share.unseen), count(share.validation))

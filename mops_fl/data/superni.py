@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mops_fl.config import DataConfig
 from mops_fl.data import jsonl
-from mops_fl.data.examples import Rows, UnusableError, owner_of
+from mops_fl.data.examples import Rows, UnusableError, in_order, owner_of
 from mops_fl.errors import DataError
 
 TASKS = (
@@ -40,7 +40,9 @@ def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[s
             f"data-path={folder} holds no task*.json: dataset=superni needs a folder of "
             "Super-NaturalInstructions task files"
         )
-    tasks = tuple(_resolve(name, stems, folder) for name in data.task_list or TASKS)
+    named = tuple(_resolve("tasks", name, stems, folder) for name in data.task_list)
+    unseen = tuple(_resolve("unseen-tasks", name, stems, folder) for name in data.unseen_task_list)
+    tasks = in_order(named, TASKS, unseen)
     rows = Rows(tuple(stems), ["instruction=Definition, context=input, answer=output, task=file"])
     for task in tasks:
         if task not in stems:
@@ -55,13 +57,13 @@ def load(data: DataConfig, _seed: int, owner_column: str) -> tuple[Rows, tuple[s
     return rows, tasks
 
 
-def _resolve(name: str, stems: list[str], folder: Path) -> str:
+def _resolve(key: str, name: str, stems: list[str], folder: Path) -> str:
     """The stem that a name means; the name itself where there is none."""
     matches = [stem for stem in stems if stem.startswith(f"{name.rstrip('_')}_")]
     if name in stems or not matches:
         return name
     if len(matches) > 1:
-        raise DataError(f"tasks={name} is not unique in {folder}: {', '.join(matches)}")
+        raise DataError(f"{key}={name} is not unique in {folder}: {', '.join(matches)}")
     return matches[0]
 
 

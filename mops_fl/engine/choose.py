@@ -36,6 +36,8 @@ class Placement:
     """Those of cohorts; with `engine=clients` every client finds its own."""
     cohort_size: int | None = None
     """Clients in one forward pass; 0 for a worker's share of a phase."""
+    simulated: bool = True
+    """Whether clients are virtual, with all data at hand."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def start_engine(config: Config, grid: Grid) -> tuple[Grid, Placement]:
                 "engine=cohort is for simulations: in a deployment every node trains its own "
                 "client; use engine=clients or engine=auto"
             )
-        return grid, Placement("clients")
+        return grid, Placement("clients", simulated=False)
     # A deployment goes without Ray, which takes seconds to import.
     from mops_fl.engine.ray_worker import find_slots
 

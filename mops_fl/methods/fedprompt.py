@@ -1,5 +1,7 @@
 """FedPrompt (Zhao et al., 2023, arXiv 2208.12268): prompt vectors at L_int, without a gate."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from mops_fl.config import Config, PromptConfig
@@ -20,6 +22,16 @@ class FedPrompt(Method):
     def shapes(self, config: Config, model: ModelSizes) -> Shapes:
         """`prompts` [K, d]."""
         return {PROMPTS: (config.prompts.num_prompts, model.hidden_size)}
+
+    def starts_from_model(self, layout: PromptConfig) -> bool:
+        """For P¹, and for vectors of vocabulary tokens."""
+        return self.pretrains(layout) or layout.prompt_init == "vocab"
+
+    def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
+        """By the number of vectors, in one group."""
+        count = max(1, round(parameters / model.hidden_size))
+        layout = replace(config.prompts, experts=1, prompts_per_expert=count)
+        return replace(config, prompts=layout)
 
     def values(self, name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
         """N(0, 0.02²)."""

@@ -1,10 +1,11 @@
 """LoRA (Hu et al., 2021, arXiv 2106.09685): low-rank products beside frozen linear modules."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mops_fl.config import Config
+from mops_fl.config import AdapterConfig, Config
 from mops_fl.methods.method import LayerTensors, Method
 from mops_fl.wire.records import Shapes
 from mops_fl.wire.shapes import ModelSizes
@@ -38,6 +39,14 @@ class LoRA(Method):
             return super().values(name, shape, draw)
         bound = shape[-1] ** -0.5
         return draw.uniform(-bound, bound, shape).astype(np.float32)
+
+    def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
+        """By `lora-rank`; `lora-alpha` grows with it, so that the scale stays."""
+        adapters = config.adapters
+        of_one = self.parameters(config, model) // adapters.lora_rank
+        rank = max(1, round(parameters / of_one))
+        alpha = adapters.lora_alpha * rank / adapters.lora_rank
+        return replace(config, adapters=AdapterConfig(lora_rank=rank, lora_alpha=alpha))
 
     def after(
         self, module: str, inputs: "Tensor", outputs: "Tensor", tensors: LayerTensors

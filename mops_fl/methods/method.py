@@ -84,12 +84,28 @@ class Method:
 
     def pretrains(self, layout: PromptConfig) -> bool:
         """Whether there is a P¹."""
-        return self.pretrained and layout.pretrain_prompt_steps > 0
+        steps = layout.pretrain_prompt_steps
+        return self.pretrained and steps > 0 and layout.pretrain_data != "none"
+
+    def starts_from_model(self, layout: PromptConfig) -> bool:
+        """Whether the rounds begin with tensors that it takes the frozen model to make."""
+        return False
 
     def parameters(self, config: Config, model: ModelSizes) -> int:
         """How many numbers a client trains."""
         shapes = self.shapes(config, model)
         return sum(math.prod(shapes[name]) for name in self.trained(config, tuple(shapes)))
+
+    def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
+        """The configuration whose `parameters` are nearest to a number.
+
+        Raises:
+            ConfigError: the method has no size that could be chosen.
+        """
+        raise ConfigError(
+            f"method={config.method} always trains {self.parameters(config, model):,} numbers: "
+            "match the other methods to it instead"
+        )
 
 
 class LayerTensors:

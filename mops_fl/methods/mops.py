@@ -1,8 +1,10 @@
 """Mixture of Prompts (Dun et al., AAAI 2025): FedPrompt's vectors in experts, weighed by a gate."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from mops_fl.config import Config
+from mops_fl.config import Config, PromptConfig
 from mops_fl.methods.fedprompt import FedPrompt
 from mops_fl.wire.records import GATE, GATE_HIDDEN, GATE_OUTPUT, Shapes
 from mops_fl.wire.shapes import ModelSizes
@@ -31,6 +33,19 @@ class MoPs(FedPrompt):
         """The prompts, and the gate where it is synchronised."""
         kept = () if config.prompts.gate_sync == "fedavg" else GATE
         return tuple(name for name in names if name not in kept)
+
+    def starts_from_model(self, layout: PromptConfig) -> bool:
+        """As FedPrompt, and for a gate that is pretrained."""
+        gate = layout.pretrain_gate_steps > 0 and layout.pretrain_data != "none"
+        return gate or super().starts_from_model(layout)
+
+    def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
+        """By `prompts-per-expert`; experts and gate stay."""
+        layout = config.prompts
+        of_prompts = layout.num_prompts * model.hidden_size
+        gate = self.parameters(config, model) - of_prompts
+        count = round((parameters - gate) / (layout.experts * model.hidden_size))
+        return replace(config, prompts=replace(layout, prompts_per_expert=max(1, count)))
 
     def values(self, name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
         """As FedPrompt; W₁ is N(0, 1) and W₂ N(0, 1/d_g).

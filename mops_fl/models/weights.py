@@ -91,8 +91,12 @@ def calibration_data(backbone: BackboneConfig) -> DataConfig:
         dataset=backbone.calibration,
         data_path=backbone.calibration_path,
         tasks=backbone.calibration_tasks,
+        unseen_tasks="",
         num_samples=0,
         test_fraction=0.5,
+        validation_fraction=0.0,
+        server_fraction=0.5,
+        server_data="",
         max_length=CALIBRATION_LENGTH,
         eval_samples=0,
     )

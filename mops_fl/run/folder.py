@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from mops_fl.errors import RunError
 from mops_fl.files import replacing, write_text
+from mops_fl.metrics import Tally
 from mops_fl.wire.records import Tensors
 
 Kind = type[int] | type[float] | type[str]
@@ -116,7 +117,29 @@ class RunFolder:
 
     def add_rows(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
         """Append rows to one of the tables in `COLUMNS`."""
-        self._write_rows(name, [*self._rows.get(name, []), *rows])
+        self.set_rows(name, [*self._rows.get(name, []), *rows])
+
+    def set_rows(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Make a table anew."""
+        self._rows[name] = [*rows]
+        lines = map(csv_line, [tuple(COLUMNS[name]), *self._rows[name]])
+        write_text(self.path / name, "".join(lines))
+
+    def best_round(self) -> int | None:
+        """The round with the lowest loss on validation rows, the first of equals.
+
+        Rounds are compared on the clients that were evaluated in all of them. None without any.
+        """
+        table = [row for row in self._rows.get("validation.csv", []) if row[0] <= self.last_round()]
+        held: dict[int, dict[int, Tally]] = {}
+        for current, partition, _, nll, tokens in table:
+            own = held.setdefault(current, {})
+            own[partition] = own.get(partition, Tally()) + Tally(nll, tokens)
+        if not held:
+            return None
+        common = set.intersection(*(set(own) for own in held.values()))
+        tallies = {c: sum((own[p] for p in sorted(common)), Tally()) for c, own in held.items()}
+        return min(tallies, key=lambda current: (tallies[current].loss, current))
 
     def tasks(self) -> list[str]:
         """Task names in the order of partition.csv, which is that of the experts."""
@@ -151,10 +174,6 @@ class RunFolder:
     def _checkpoint(self, server_round: int) -> Path:
         return self.path / "checkpoints" / f"round-{server_round:03d}.safetensors"
 
-    def _write_rows(self, name: str, rows: list[Sequence[Any]]) -> None:
-        self._rows[name] = rows
-        write_text(self.path / name, "".join(map(csv_line, [tuple(COLUMNS[name]), *rows])))
-
     def _drop_after(self, last: int) -> None:
         """Read the tables back, without what was written after the last whole round.
 
@@ -167,7 +186,7 @@ class RunFolder:
             whole = [row for row in rows if (row[0] if "round" in columns else 0) <= last]
             self._rows[name] = rows
             if len(whole) < len(rows):
-                self._write_rows(name, whole)
+                self.set_rows(name, whole)
         if last < 0:
             self.facts.pop("pretraining", None)
         missing = self.facts.get("evaluation_failures", {})

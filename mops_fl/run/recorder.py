@@ -2,15 +2,16 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mops_fl.config import Config
-from mops_fl.metrics import TOTAL, Tally, total
+from mops_fl.metrics import TOTAL, GateSum, Tallies, Tally, total
 from mops_fl.run.folder import RunFolder
 from mops_fl.wire.records import Tensors
+from mops_fl.wire.requests import EVALUATE, PERSONALISE, TRAIN
 from mops_fl.wire.rounds import EvaluateRound, TrainRound
 
-_PHASES = {"train": "training", "evaluate": "evaluating"}
+_PHASES = {TRAIN: "training", EVALUATE: "evaluating", PERSONALISE: "personalising"}
 
 
 class Recorder:
@@ -52,6 +53,12 @@ class Recorder:
             *(round(seconds, 3), result.bytes_up, result.bytes_down),
         )
         self._folder.add_rows("train.csv", [row])
+        drift = [
+            (result.server_round, expert, own.cosine, own.update_cosine)
+            for expert, own in enumerate(result.drift)
+        ]
+        if drift:
+            self._folder.add_rows("drift.csv", drift)
         self._folder.add_rows(
             "clients.csv",
             (
@@ -66,7 +73,8 @@ class Recorder:
     def on_evaluate(self, result: EvaluateRound) -> None:
         """Write a round's evaluation."""
         seconds = self._end_phase()
-        overall = total(result.tallies)
+        unseen = self._config.data.unseen_task_list
+        overall = total({t: tally for t, tally in result.tallies.items() if t not in unseen})
         order = self._folder.tasks()
         tasks = [task for task in order if task in result.tallies]
         self._perplexity = overall.perplexity
@@ -75,15 +83,9 @@ class Recorder:
             *(round(seconds, 3), result.bytes_down),
         )
         self._folder.add_rows("evaluate.csv", [row])
-        self._folder.add_rows(
-            "evaluation.csv",
-            (
-                (result.server_round, partition, task, own[task].nll, own[task].tokens)
-                for partition, own in result.clients.items()
-                for task in tasks
-                if task in own
-            ),
-        )
+        self._folder.add_rows("evaluation.csv", self._by_client(result, result.clients))
+        if any(result.validation.values()):
+            self._folder.add_rows("validation.csv", self._by_client(result, result.validation))
         self._folder.add_rows(
             "rounds.csv",
             (
@@ -92,16 +94,38 @@ class Recorder:
             ),
         )
         if result.gate:
-            rows = (
-                (result.server_round, task, expert, weight)
-                for task in tasks
-                if task in result.gate
-                for expert, weight in enumerate(result.gate[task].mean)
-            )
-            self._folder.add_rows("gate.csv", rows)
+            self._write_gate(result.server_round, {t: result.gate[t] for t in tasks})
         if result.failures:
             missing = self._folder.facts.setdefault("evaluation_failures", {})
             missing[str(result.server_round)] = {str(p): w for p, w in result.failures.items()}
+
+    def on_personalise(self, result: EvaluateRound) -> None:
+        """Write what clients reach by steps of their own."""
+        self._end_phase()
+        self._folder.set_rows("personal.csv", self._by_client(result, result.clients))
+
+    def _by_client(
+        self, result: EvaluateRound, clients: Mapping[int, Tallies]
+    ) -> list[tuple[int, int, str, float, int]]:
+        """Rows of round, client, task and its sums."""
+        order = self._folder.tasks()
+        return [
+            (result.server_round, partition, task, own[task].nll, own[task].tokens)
+            for partition, own in clients.items()
+            for task in order
+            if task in own
+        ]
+
+    def _write_gate(self, server_round: int, gate: Mapping[str, GateSum]) -> None:
+        for name, values in (("gate.csv", "mean"), ("load.csv", "mean_load")):
+            rows = (
+                (server_round, task, expert, value)
+                for task, own in gate.items()
+                for expert, value in enumerate(getattr(own, values))
+            )
+            self._folder.add_rows(name, rows)
+        entropies = ((server_round, task, own.mean_entropy) for task, own in gate.items())
+        self._folder.add_rows("entropy.csv", entropies)
 
     def on_round_end(self, server_round: int, tensors: Tensors) -> None:
         """Write the checkpoint that makes a round whole."""

@@ -15,7 +15,7 @@ from mops_fl.models.trainable import Trainable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums for each task."""
+    """Sums for each task of one set of examples."""
 
     tallies: dict[str, Tally]
     gate: dict[str, GateSum]
@@ -32,23 +32,29 @@ def evaluate(mixture: Mixture, trainable: Trainable, examples: Sequence[Tokenise
 def evaluate_clients(
     mixture: Mixture,
     trainable: Trainable,
-    held_out: Sequence[Sequence[Tokenised]],
+    sets: Sequence[Sequence[Tokenised]],
+    owner: Sequence[int] | None = None,
     on_step: OnStep = lambda _done, _of: None,
 ) -> list[Evaluation]:
-    """Evaluate the examples of several clients together, batched by length.
+    """Evaluate sets of examples of several clients together, batched by length.
 
     Args:
         mixture: the forward pass.
         trainable: the tensors of each client, or one set for all of them.
-        held_out: the examples of each client.
+        sets: of examples.
+        owner: the client of each set; one a set, in their order, by default.
         on_step: called after every batch with the number of examples evaluated, and of all.
 
     Returns:
-        One result a client, in the same order.
+        One result a set, in the same order.
     """
-    examples = [example for own in held_out for example in own]
-    clients = np.repeat(np.arange(len(held_out)), [len(own) for own in held_out])
-    owners = [0] * len(examples) if trainable.clients == 1 else clients.tolist()
+    examples = [example for own in sets for example in own]
+    if not examples:
+        return [Evaluation({}, {}) for _ in sets]
+    sizes = [len(own) for own in sets]
+    part_of = np.repeat(np.arange(len(sets)), sizes)
+    whose = np.arange(len(sets)) if owner is None else np.array(owner)
+    owners = [0] * len(examples) if trainable.clients == 1 else whose[part_of].tolist()
     losses = [0.0] * len(examples)
     gates: list[tuple[float, ...]] = [()] * len(examples)
     done = 0
@@ -66,7 +72,7 @@ def evaluate_clients(
                 gates[index] = tuple(weights)
         done += len(group)
         on_step(done, len(examples))
-    parts = [np.flatnonzero(clients == client) for client in range(len(held_out))]
+    parts = np.split(np.arange(len(examples)), np.cumsum(sizes)[:-1])
     return [_summed([(examples[i], losses[i], gates[i]) for i in part]) for part in parts]
 
 
@@ -78,6 +84,6 @@ def _summed(rows: Iterable[tuple[Tokenised, float, tuple[float, ...]]]) -> Evalu
         task = example.task
         tallies[task] = tallies.get(task, Tally()) + Tally(loss, len(example.answer))
         if weights:
-            none = GateSum((0.0,) * len(weights), 0)
-            sums[task] = sums.get(task, none) + GateSum(weights, 1)
+            own = GateSum.of(weights)
+            sums[task] = sums[task] + own if task in sums else own
     return Evaluation(tallies, sums)

@@ -19,6 +19,7 @@ from mops_fl.wire.replies import Description, Evaluated, Pretrained, Trained
 from mops_fl.wire.requests import (
     DESCRIBE,
     EVALUATE,
+    PERSONALISE,
     PRETRAIN,
     TRAIN,
     Assignment,
@@ -27,9 +28,8 @@ from mops_fl.wire.requests import (
 )
 
 if TYPE_CHECKING:
-    from mops_fl.training.evaluation import Evaluation
     from mops_fl.training.local import LocalResult
-    from mops_fl.training.trainer import Trainer
+    from mops_fl.training.trainer import HeldOut, Trainer
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Work:
     """P¹, where there is one."""
     averaged: tuple[str, ...] = ()
     """Names of the tensors that the reply to a train message holds."""
+    tasks: tuple[str, ...] = ()
+    """The run's tasks, of a message that asks to pretrain."""
 
     @property
     def together(self) -> Hashable:
@@ -125,11 +127,14 @@ def _described(_work: Work, _context: Context, result: Description) -> RecordDic
 def _pretraining(message: Message, context: Context, trainer: "Trainer") -> Work:
     shapes = method_of(trainer.config.method).shapes(trainer.config, trainer.model_facts.sizes)
     request = _read(message, lambda content: PretrainRequest.read(content, shapes))
-    return Work(partition_of(context), tensors=request.tensors)
+    return Work(partition_of(context), tensors=request.tensors, tasks=request.tasks)
 
 
 def _pretrain(trainer: "Trainer", works: Sequence[Work]) -> list[Pretrained]:
-    return [Pretrained(trainer.pretrain(work.tensors or {})) for work in works]
+    return [
+        Pretrained(trainer.pretrain(work.tensors or {}, work.partition, work.tasks))
+        for work in works
+    ]
 
 
 def _pretrained(_work: Work, _context: Context, result: Pretrained) -> RecordDict:
@@ -172,7 +177,15 @@ def _trained(work: Work, context: Context, result: "LocalResult") -> RecordDict:
     return Trained(sent, result.examples, result.steps, result.tally, result.seconds).content()
 
 
-def _evaluate(trainer: "Trainer", works: Sequence[Work]) -> "list[Evaluation]":
+def _personalise(trainer: "Trainer", works: Sequence[Work]) -> "list[HeldOut]":
+    return trainer.personalise_cohort(
+        [work.partition for work in works],
+        [work.tensors or {} for work in works],
+        works[0].frozen or {},
+    )
+
+
+def _evaluate(trainer: "Trainer", works: Sequence[Work]) -> "list[HeldOut]":
     return trainer.evaluate_cohort(
         [work.partition for work in works],
         [work.tensors or {} for work in works],
@@ -180,8 +193,9 @@ def _evaluate(trainer: "Trainer", works: Sequence[Work]) -> "list[Evaluation]":
     )
 
 
-def _evaluated(_work: Work, _context: Context, result: "Evaluation") -> RecordDict:
-    return Evaluated(result.tallies, result.gate).content()
+def _evaluated(_work: Work, _context: Context, result: "HeldOut") -> RecordDict:
+    test, validation = result.test, result.validation
+    return Evaluated(test.tallies, test.gate, validation.tallies).content()
 
 
 ACTIONS = {
@@ -189,5 +203,6 @@ ACTIONS = {
     PRETRAIN: Action(_pretraining, _pretrain, _pretrained),
     TRAIN: Action(_round, _train, _trained),
     EVALUATE: Action(_round, _evaluate, _evaluated),
+    PERSONALISE: Action(_round, _personalise, _evaluated),
 }
 """By Flower's message type."""

@@ -74,7 +74,7 @@ def pretrain_gate(
     Args:
         mixture: gives the gate's input, and the number of steps and experts.
         initial: all tensors of a client.
-        examples: their questions and tasks are used.
+        examples: their questions and tasks are used; those of other tasks are left out.
         tasks: task names in expert order.
         seed: of the order of the examples.
         on_step: called after every batch of questions, then after every step, with the number of
@@ -84,6 +84,7 @@ def pretrain_gate(
         The tensors, those of the gate trained.
     """
     layout, device = mixture.layout, mixture.backbone.device
+    examples = [example for example in examples if example.task in tasks]
     pool = draw_order(len(examples), min(len(examples), _GATE_EXAMPLES), seed, "gate-examples")
     examples = [examples[index] for index in pool]
     trainable = Trainable([initial], device, GATE)

@@ -5,6 +5,7 @@ It knows nothing of Flower, so that whatever keeps a process alive between messa
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,9 +25,11 @@ from mops_fl.data import (
     evaluated,
     holding,
     load_corpus,
-    split,
+    load_server_data,
     tokenise,
+    unseen_partitions,
 )
+from mops_fl.errors import ConfigError
 from mops_fl.methods import Method, method_of
 from mops_fl.models.backbone import Backbone, load_backbone
 from mops_fl.models.mixture import Mixture
@@ -40,7 +43,15 @@ from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
 from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
 from mops_fl.wire.replies import Description
-from partitions import shares
+from partitions import own_share, server_rows, shares
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One client's evaluation."""
+
+    test: Evaluation
+    validation: Evaluation
 
 
 class Trainer:
@@ -53,6 +64,11 @@ class Trainer:
             config: the run.
             own_data: the corpus is this client's alone, not one that is partitioned over all.
         """
+        if own_data and config.training == "centralised":
+            raise ConfigError(
+                "training=centralised where clients have data of their own: they stay with the "
+                "clients; use training=federated or training=local"
+            )
         self.config, self._own_data = config, own_data
         self._mixtures: dict[str, Mixture] = {}
 
@@ -87,19 +103,18 @@ class Trainer:
     @cached_property
     def tokenised(self) -> TokenisedCorpus:
         """The corpus as token ids."""
+        return self._tokenise(self.corpus)
+
+    def _tokenise(self, corpus: Corpus) -> TokenisedCorpus:
         tokenizer = load_tokenizer(self.config.backbone)
         length, known = self.config.data.max_length, self.model_facts.vocab_size
-        return tokenise(self.corpus.examples, tokenizer, length, known)
+        return tokenise(corpus.examples, tokenizer, length, known)
 
     @cached_property
     def _shares(self) -> list[Share]:
         """What each client holds, less the examples that the model has no tokens for."""
         config = self.config
-        if self._own_data:
-            indices = range(len(self.corpus.examples))
-            whole = [split(list(indices), config.data.test_fraction, config.seed, 0)]
-        else:
-            whole = shares(self.corpus, config.data, config.partition, config.seed)
+        whole = [own_share(self.corpus, config)] if self._own_data else shares(self.corpus, config)
         return [share.without(self.tokenised.unknown) for share in whole]
 
     def _share(self, partition: int) -> Share:
@@ -121,6 +136,7 @@ class Trainer:
             tasks=tasks,
             train=tuple(holding.train[task] for task in tasks),
             test=tuple(holding.test[task] for task in tasks),
+            validation=tuple(holding.validation[task] for task in tasks),
             sizes=facts.sizes,
             injection_layer=self._injection_layer,
             model_digest=facts.digest,
@@ -210,6 +226,8 @@ class Trainer:
     ) -> list[LocalResult]:
         """Local steps of one round for several clients, all in one forward pass a step.
 
+        Under ``training = centralised`` each trains on the rows of all clients.
+
         Args:
             partitions: the clients.
             server_round: the round, from 1; with the seed it fixes the order of examples.
@@ -222,27 +240,59 @@ class Trainer:
         Raises:
             DataError: a client has no training examples.
         """
-        mixture, config = self.mixture(frozen), self.config.train
-        data = [self._local_data(partition, server_round) for partition in partitions]
+        steps = self.config.train.local_steps
+        data = [self._local_data(partition, server_round, steps) for partition in partitions]
+        return self._train(tensors, data, steps, frozen)
+
+    def _train(
+        self,
+        tensors: Sequence[Tensors],
+        data: Sequence[LocalData],
+        steps: int,
+        frozen: Tensors,
+    ) -> list[LocalResult]:
+        mixture, config = self.mixture(frozen), replace(self.config.train, local_steps=steps)
         trained = self.method.trained(self.config, tuple(tensors[0]))
-        with doing("steps", of=config.local_steps, clients=len(partitions)) as on_step:
+        with doing("steps", of=steps, clients=len(data)) as on_step:
             return train(mixture, tensors, data, config, trained=trained, on_step=on_step)
 
-    def _local_data(self, partition: int, server_round: int) -> LocalData:
-        config = self.config
-        examples = self._examples(self._share(partition).train)
-        wanted = config.train.local_steps * config.train.batch_size
-        order = draw_order(len(examples), wanted, config.seed, partition, server_round)
+    def _local_data(self, partition: int, when: int | str, steps: int) -> LocalData:
+        """What a client trains on in a round, or at another time that has a name."""
+        examples = self._examples(self._trained_on(partition))
+        wanted = steps * self.config.train.batch_size
+        order = draw_order(len(examples), wanted, self.config.seed, partition, when)
         return LocalData(examples, order)
 
-    def evaluate(self, partition: int, tensors: Tensors, frozen: Tensors) -> Evaluation:
+    def _trained_on(self, partition: int) -> tuple[int, ...]:
+        """Rows that a client trains on: its own, or those of all in one place."""
+        if self.config.training == "centralised":
+            return self._pooled
+        return self._share(partition).train
+
+    def personalise_cohort(
+        self, partitions: Sequence[int], tensors: Sequence[Tensors], frozen: Tensors
+    ) -> list[HeldOut]:
+        """Evaluation of several clients after `personal-steps` more steps of each on its own rows.
+
+        Nothing of what is trained here is kept.
+
+        Returns:
+            One result a client, in the same order.
+        """
+        steps = self.config.train.personal_steps
+        data = [self._local_data(partition, "personal", steps) for partition in partitions]
+        results = self._train(tensors, data, steps, frozen)
+        made = [{**t, **r.tensors} for t, r in zip(tensors, results, strict=True)]
+        return self.evaluate_cohort(partitions, made, frozen)
+
+    def evaluate(self, partition: int, tensors: Tensors, frozen: Tensors) -> HeldOut:
         """Losses and gate weights of one client's held-out examples."""
         (result,) = self.evaluate_cohort([partition], [tensors], frozen)
         return result
 
     def evaluate_cohort(
         self, partitions: Sequence[int], tensors: Sequence[Tensors], frozen: Tensors
-    ) -> list[Evaluation]:
+    ) -> list[HeldOut]:
         """Losses and gate weights of several clients' held-out examples, in batches over all.
 
         Clients whose tensors are the same are evaluated with one set of them.
@@ -252,40 +302,91 @@ class Trainer:
         """
         clients = tensors[:1] if all(_same(own, tensors[0]) for own in tensors) else tensors
         trainable = Trainable(clients, self.backbone.device)
-        held_out = [self._held_out(partition) for partition in partitions]
-        mixture, examples = self.mixture(frozen), sum(map(len, held_out))
+        parts = [self._held_out(partition) for partition in partitions]
+        sets = [part for test_and_validation in parts for part in test_and_validation]
+        owner = [client for client in range(len(parts)) for _ in range(2)]
+        mixture, examples = self.mixture(frozen), sum(map(len, sets))
         with doing("examples", of=examples, clients=len(partitions)) as on_step:
-            return evaluate_clients(mixture, trainable, held_out, on_step)
+            results = evaluate_clients(mixture, trainable, sets, owner, on_step)
+        return [HeldOut(*pair) for pair in zip(results[::2], results[1::2], strict=True)]
 
-    def _held_out(self, partition: int) -> list[Tokenised]:
-        config = self.config
-        share = self._share(partition)
-        return self._examples(evaluated(share, config.data.eval_samples, config.seed, partition))
+    def _held_out(self, partition: int) -> tuple[list[Tokenised], list[Tokenised]]:
+        """A client's held-out rows, of unseen tasks too, and its validation rows."""
+        config, share = self.config, self._share(partition)
+        part = evaluated(share, config.data.eval_samples, config.seed, partition)
+        return self._examples(part.test + part.unseen), self._examples(part.validation)
 
-    def pretrain(self, initial: Tensors) -> Tensors:
-        """Everything that is trained before round 1, on the training examples seen here.
+    def pretraining_data(self, partition: int) -> tuple[list[Tokenised], tuple[str, ...]]:
+        """What pretraining may use, by `pretrain-data`.
+
+        Args:
+            partition: the client whose training examples are used if each pretrains on its own.
+
+        Returns:
+            Examples, and their tasks in expert order.
+
+        Raises:
+            ConfigError: they are not to be had in a process with one client's own data.
+        """
+        source, tasks = self.config.prompts.pretrain_data, self.corpus.trained_tasks
+        if source == "none":
+            return [], tasks
+        if source == "own":
+            return self._examples(self._share(partition).train), tasks
+        if source == "server" and self.config.data.server_data:
+            return self._server_data
+        if self._own_data:
+            raise ConfigError(
+                f"pretrain-data={source} where a client has its own data alone: name the server's "
+                "rows in server-data (with pretrain-data=server), or set pretrain-data to own or "
+                "none"
+            )
+        rows = self._pooled if source == "pooled" else server_rows(self.corpus, self.config)
+        unknown = self.tokenised.unknown
+        return self._examples(tuple(row for row in rows if row not in unknown)), tasks
+
+    @cached_property
+    def _pooled(self) -> tuple[int, ...]:
+        """Training examples of all clients that train."""
+        unseen = unseen_partitions(self.config.partition, self.config.seed)
+        seen = (share for number, share in enumerate(self._shares) if number not in unseen)
+        return tuple(index for share in seen for index in share.train)
+
+    @cached_property
+    def _server_data(self) -> tuple[list[Tokenised], tuple[str, ...]]:
+        """Examples of the trained tasks in `server-data`, and these tasks."""
+        corpus = load_server_data(self.config.data, self.config.seed)
+        tokenised = self._tokenise(corpus)
+        known = np.setdiff1d(corpus.trained, list(tokenised.unknown)).tolist()
+        return [tokenised.examples[index] for index in known], corpus.trained_tasks
+
+    def pretrain(self, initial: Tensors, partition: int = 0, tasks: Sequence[str] = ()) -> Tensors:
+        """Everything that is trained before round 1, on the examples that `pretrain-data` names.
 
         Args:
             initial: all trainable tensors of the method at their initial values.
+            partition: the client whose examples are used where each pretrains on its own.
+            tasks: of the run, in expert order; examples of others do not train the gate. Those of
+                the data by default.
 
         Returns:
             `initial` with `prompt-init` and the pretrained gate in place, and `pretrained` (P¹)
             where there is one.
         """
         config, layout = self.config, self.config.prompts
-        examples = self._examples(tuple(i for share in self._shares for i in share.train))
         tensors, frozen = dict(initial), Tensors()
         if PROMPTS not in tensors:
             return tensors
-        start = initial[PROMPTS]
+        examples, own_tasks = self.pretraining_data(partition)
+        start, tasks = initial[PROMPTS], tasks or own_tasks
         if layout.prompt_init == "vocab":
             start, tensors[PROMPTS] = vocabulary_prompts(
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
         if self.method.pretrains(layout):
             frozen = self._pretrained_prompt(examples, start)
-        if GATE[0] in tensors and layout.pretrain_gate_steps:
-            mixture, tasks = self.mixture(frozen), self.corpus.tasks
+        if examples and GATE[0] in tensors and layout.pretrain_gate_steps:
+            mixture = self.mixture(frozen)
             with doing("steps of the gate", of=layout.pretrain_gate_steps) as on_step:
                 tensors = pretrain_gate(mixture, tensors, examples, tasks, config.seed, on_step)
         return {**tensors, **frozen}

@@ -4,6 +4,7 @@ Losses travel as (nll, tokens) sums a task and gate weights as sums over example
 replies gives the global figure exactly; a mean of perplexities is not a perplexity.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,6 +29,8 @@ LARGEST_LOSS = 1e4
 """Nats of an answer token."""
 
 _HEX = r"[0-9a-f]{64}"
+_VALIDATION = "validation-"
+"""What the keys of validation rows begin with."""
 _SLACK = 1e-3
 """By how much a sum of gate weights may miss the number of its examples, relatively."""
 
@@ -46,6 +49,8 @@ class Description:
     """Training rows of each task."""
     test: tuple[int, ...]
     """Held-out rows of each task."""
+    validation: tuple[int, ...]
+    """Rows of each task that are neither trained on nor held out: what choices are made by."""
     sizes: ModelSizes
     injection_layer: int
     """L_int: where the prefix ends."""
@@ -83,6 +88,7 @@ class Description:
                 "tasks": list(self.tasks),
                 "train": list(self.train),
                 "test": list(self.test),
+                "validation": list(self.validation),
                 **self.backbone,
                 "data-digest": self.data_digest,
                 "skipped-reasons": list(self.skipped),
@@ -110,6 +116,7 @@ class Description:
             tasks=tasks,
             train=fields.wholes("train", len(tasks), 0),
             test=fields.wholes("test", len(tasks), 0),
+            validation=fields.wholes("validation", len(tasks), 0),
             sizes=ModelSizes(*(fields.whole(name, 1) for name in ModelSizes.names())),
             injection_layer=fields.whole("injection-layer", 0),
             model_digest=fields.text("model-digest", _HEX),
@@ -209,30 +216,38 @@ class EvaluationAsked:
 
     rows: Mapping[str, int]
     """Held-out rows of each task, those that are evaluated at most."""
+    validation: Mapping[str, int]
+    """The same of validation rows; empty where they are not asked for."""
     tokens_a_row: int
     """Answer tokens of a row at most."""
     experts: int
     """Experts of the gate; 0 without one."""
     known: Mapping[str, int] | None
     """Answer tokens of each task in the client's first evaluation, where there was one."""
+    known_validation: Mapping[str, int] | None = None
+    """The same of validation rows."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Sums over a client's held-out rows."""
+    """Sums over a client's held-out rows, and over its validation rows."""
 
     tallies: Mapping[str, Tally]
     gate: Mapping[str, GateSum]
-    """Empty without a gate."""
+    """Over held-out rows; empty without a gate."""
+    validation: Mapping[str, Tally]
 
     def content(self) -> RecordDict:
         """As it travels."""
         metrics = MetricRecord()
-        for task, tally in self.tallies.items():
-            metrics[f"nll/{task}"] = float(tally.nll)
-            metrics[f"tokens/{task}"] = int(tally.tokens)
+        for part, tallies in (("", self.tallies), (_VALIDATION, self.validation)):
+            for task, tally in tallies.items():
+                metrics[f"{part}nll/{task}"] = float(tally.nll)
+                metrics[f"{part}tokens/{task}"] = int(tally.tokens)
         for task, gate in self.gate.items():
             metrics[f"gate/{task}"] = [float(weight) for weight in gate.weights]
+            metrics[f"gate-load/{task}"] = [int(count) for count in gate.load]
+            metrics[f"gate-entropy/{task}"] = float(gate.entropy)
             metrics[f"gate-examples/{task}"] = int(gate.examples)
         return RecordDict({METRICS: metrics})
 
@@ -244,25 +259,17 @@ class Evaluated:
             MalformedError: it is not as `content` makes it, or does not fit what was asked.
         """
         (metrics,) = records(content, (METRICS, MetricRecord))
-        fields = Fields(metrics)
-        tasks = fields.after("nll/")
-        strange = sorted(task for task in tasks if not asked.rows.get(task))
-        if strange or not tasks:
-            raise MalformedError(f"losses of {shown(strange)}, of which it described no rows")
-        tallies, gate = {}, {}
-        for task in tasks:
-            rows = asked.rows[task]
-            most = rows * asked.tokens_a_row
-            tallies[task] = _tally(fields, f"nll/{task}", f"tokens/{task}", most)
-            if asked.experts:
-                gate[task] = _gate(fields, task, asked.experts, rows)
+        fields, width = Fields(metrics), asked.tokens_a_row
+        tallies = _tallies(fields, "", asked.rows, width, asked.known)
+        gate = {
+            task: _gate(fields, task, asked.experts, asked.rows[task])
+            for task in tallies
+            if asked.experts
+        }
+        known = asked.known_validation
+        validation = _tallies(fields, _VALIDATION, asked.validation, width, known)
         fields.done()
-        tokens = {task: tally.tokens for task, tally in tallies.items()}
-        if asked.known is not None and tokens != asked.known:
-            raise MalformedError(
-                f"answer tokens {shown(tokens)} instead of {shown(dict(asked.known))} as before"
-            )
-        return cls(tallies, gate)
+        return cls(tallies, gate, validation)
 
 
 def sift(
@@ -300,6 +307,32 @@ def sift(
     return valid, failures
 
 
+def _tallies(
+    fields: Fields,
+    part: str,
+    described: Mapping[str, int],
+    tokens_a_row: int,
+    known: Mapping[str, int] | None,
+) -> dict[str, Tally]:
+    """Of each task in one part of a client's rows, no other than it described and had before."""
+    tasks = fields.after(f"{part}nll/")
+    strange = sorted(task for task in tasks if not described.get(task))
+    if strange or (not tasks and any(described.values())):
+        raise MalformedError(f"losses of {shown(strange)}, of which it described no rows")
+    tallies = {
+        task: _tally(
+            *(fields, f"{part}nll/{task}", f"{part}tokens/{task}", described[task] * tokens_a_row)
+        )
+        for task in tasks
+    }
+    tokens = {task: tally.tokens for task, tally in tallies.items()}
+    if known is not None and tokens != known:
+        raise MalformedError(
+            f"answer tokens {shown(tokens)} instead of {shown(dict(known))} as before"
+        )
+    return tallies
+
+
 def _tally(fields: Fields, nll: str, tokens: str, most: int) -> Tally:
     count = fields.whole(tokens, 1, most)
     return Tally(fields.number(nll, 0.0, LARGEST_LOSS * count), count)
@@ -310,4 +343,9 @@ def _gate(fields: Fields, task: str, experts: int, rows: int) -> GateSum:
     weights = fields.numbers(f"gate/{task}", experts, 0.0, (1 + _SLACK) * examples)
     if abs(sum(weights) - examples) > _SLACK * examples:
         raise MalformedError(f"gate weights of {task!r} sum to {sum(weights):g}, not to {examples}")
-    return GateSum(weights, examples)
+    load = fields.wholes(f"gate-load/{task}", experts, 0, examples)
+    if sum(load) != examples:
+        raise MalformedError(f"gate loads of {task!r} sum to {sum(load)}, not to {examples}")
+    most = (math.log(experts) + _SLACK) * examples
+    entropy = fields.number(f"gate-entropy/{task}", 0.0, most)
+    return GateSum(weights, load, entropy, examples)

@@ -16,6 +16,7 @@ from mops_fl.wire.records import (
 )
 
 DESCRIBE, PRETRAIN, TRAIN, EVALUATE = "query.describe", "query.pretrain", "train", "evaluate"
+PERSONALISE = "query.personalise"
 """The kinds of messages, by Flower's message type."""
 
 
@@ -53,7 +54,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """A train or evaluate message."""
+    """A train, evaluate or personalise message."""
 
     assignment: Assignment
     tensors: Tensors
@@ -93,10 +94,13 @@ class PretrainRequest:
 
     tensors: Tensors
     """All trainable tensors at their initial values."""
+    tasks: tuple[str, ...]
+    """The run's, in expert order."""
 
     def content(self) -> RecordDict:
         """As it travels."""
-        return RecordDict({ARRAYS: to_array_record(self.tensors)})
+        tasks = ConfigRecord({"tasks": list(self.tasks)})
+        return RecordDict({ARRAYS: to_array_record(self.tensors), CONFIG: tasks})
 
     @classmethod
     def read(cls, content: RecordDict, shapes: Shapes) -> "PretrainRequest":
@@ -105,5 +109,8 @@ class PretrainRequest:
         Raises:
             MalformedError: it is not as `content` makes it.
         """
-        (arrays,) = records(content, (ARRAYS, ArrayRecord))
-        return cls(read_tensors(arrays, shapes))
+        arrays, config = records(content, (ARRAYS, ArrayRecord), (CONFIG, ConfigRecord))
+        fields = Fields(config)
+        found = cls(read_tensors(arrays, shapes), fields.texts("tasks"))
+        fields.done()
+        return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mops_fl.metrics import GateSum, Tally
+from mops_fl.metrics import GateSum, Tallies, Tally
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,17 @@ class TrainRound:
 
 @dataclass(frozen=True)
 class EvaluateRound:
-    """A round's evaluation over the global test set."""
+    """A round's evaluation over held-out rows."""
 
     server_round: int
     tallies: dict[str, Tally]
+    """Sums of each task over the clients that may train."""
     gate: dict[str, GateSum]
-    clients: Mapping[int, Mapping[str, Tally]]
+    """Likewise."""
+    clients: Mapping[int, Tallies]
     """Sums of each client and task, by partition id: the valid replies."""
+    validation: Mapping[int, Tallies]
+    """The same over validation rows, of the clients that may train."""
     failures: dict[int, str]
     bytes_down: int
 
@@ -64,3 +68,6 @@ class Observer(Protocol):
 
     def on_evaluate(self, result: EvaluateRound) -> None:
         """A round's evaluation was summed."""
+
+    def on_personalise(self, result: EvaluateRound) -> None:
+        """Clients were evaluated once more, each after steps of its own."""

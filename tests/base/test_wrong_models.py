@@ -124,7 +124,7 @@ def test_what_old_and_headless_saves_hold_is_fine(tmp_path):
     rewrite(
         folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
     )
-    assert check(folder).num_layers == 4
+    assert check(folder).sizes.num_layers == 4
     whole = load_llama(folder)
     headless = tmp_path / "headless"
     shutil.copytree(folder, headless)

@@ -140,10 +140,11 @@ def test_every_path_becomes_absolute_without_following_links(tmp_path, monkeypat
     Path("blob").touch()
     Path("x.gguf").symlink_to("blob")
     file = tmp_path / "some.toml"
-    file.write_text("calibration-path = 'rows.jsonl'\n")
+    file.write_text("calibration-path = 'rows.jsonl'\nserver-data = 'server.jsonl'\n")
     values = ["compression=2:4", "calibration=jsonl", "model=x.gguf", "dataset=jsonl"]
     config = configure(file, None, [*values, "data-path=~/rows/x.jsonl"])
     assert config.backbone.calibration_path == str(tmp_path / "rows.jsonl")
+    assert config.data.server_data == str(tmp_path / "server.jsonl")
     assert config.data.data_path == str(tmp_path / "rows" / "x.jsonl")
     assert config.backbone.model == str(tmp_path / "x.gguf")
 
@@ -522,7 +523,26 @@ def test_partition(run, tmp_path):
     assert code == 0
     assert "dirichlet over tasks, alpha = 0.1, 10 clients" in out
     assert "tasks: 0 " in out
+    assert "7 rows are the server's, to pretrain on" in out
+    assert "unseen" not in out
+    assert "validation" not in out
     assert (tmp_path / "p.png").is_file()
+
+
+def test_partition_shows_what_is_held_back(run):
+    keys = ("num-samples=200", "active-clients=2", "unseen-clients=0.2", "unseen-tasks=sort")
+    keys += ("validation-fraction=0.2", "pretrain-data=pooled")
+    values = [word for key in keys for word in ("-c", key)]
+    code, out, err = run("partition", "--clients", "10", *values)
+    assert code == 0, err
+    assert "5 numbers, 6 sort\nunseen tasks, only evaluated: sort\n" in out
+    assert "* 2 unseen clients, which never train" in out
+    assert sum(line.split()[1:2] == ["*"] for line in out.splitlines()) == 2
+    (validation,) = re.findall(r"^(\d+) rows beside train and test are for validation$", out, re.M)
+    total = next(line.split() for line in out.splitlines() if line.split()[:1] == ["all"])
+    assert int(total[7]) == 34
+    assert int(total[8]) + int(total[9]) + int(validation) == 234
+    assert "server" not in out
 
 
 def test_partition_says_what_was_read(run, tmp_path):

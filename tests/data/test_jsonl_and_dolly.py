@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 
 from mops_fl.config import Config, DataConfig
-from mops_fl.data import load_corpus
-from mops_fl.errors import DataError
+from mops_fl.data import load_corpus, load_server_data
+from mops_fl.errors import ConfigError, DataError
 
 
 def data(path: Path | str, dataset: str = "jsonl", **flat: object) -> DataConfig:
@@ -404,3 +405,53 @@ def test_real_dolly(real_data: Path) -> None:
     assert counts.keys() == set(drawn.tasks)
     # Uniform over rows: a task's share stays what it is in the whole (2,995 of 10,263).
     assert counts["open_qa"] == pytest.approx(5000 * 2995 / 10263, rel=0.08)
+
+
+class TestUnseenTasks:
+    """Rows that are loaded to be evaluated only."""
+
+    def test_the_same_share_of_each_is_drawn_beside_the_trained_rows(self, tmp_path: Path) -> None:
+        rows = [row(number, "abc"[number % 3]) for number in range(300)]
+        new = [row(300 + number, "n") for number in range(40)] + [row(340, "m")]
+        plain = load_corpus(replace(data(write(tmp_path, rows)), num_samples=100), seed=3)
+        path = write(tmp_path, [*new, *rows])
+        settled = replace(data(path, unseen_tasks="n,m"), num_samples=100)
+        corpus = load_corpus(settled, seed=3)
+        assert corpus.tasks == ("a", "b", "c", "n", "m")
+        assert corpus.examples[:100] == plain.examples
+        assert Counter(each.task for each in corpus.examples[100:]) == {"n": 13, "m": 1}
+        assert corpus.source.endswith("100 of 300 drawn; 2 unseen tasks: n, m: 14 of 41 rows drawn")
+
+    def test_general_qa_is_there_for_it(self, tmp_path: Path) -> None:
+        path = write(tmp_path, [row(0, "general_qa"), row(1, "open_qa")])
+        corpus = load_corpus(data(path, "dolly", unseen_tasks="general_qa"), seed=0)
+        assert len(corpus.trained_tasks) == 7
+        assert corpus.tasks[-1:] == corpus.unseen_tasks == ("general_qa",)
+        assert [example.task for example in corpus.examples] == ["open_qa", "general_qa"]
+
+    def test_a_name_without_rows(self, tmp_path: Path) -> None:
+        path = write(tmp_path, [row(0, "a"), row(1, "b")])
+        with pytest.raises(DataError, match=r"unseen-tasks=x: .*no usable row of x; .* are a, b"):
+            load_corpus(data(path, unseen_tasks="x"), seed=0)
+        with pytest.raises(ConfigError, match="unseen-tasks=a,b: no task is left to train on"):
+            load_corpus(data(path, unseen_tasks="a,b"), seed=0)
+
+    def test_own_data_need_not_have_them(self, tmp_path: Path) -> None:
+        path = write(tmp_path, [row(0, "a"), row(1, "a"), row(2, "n")])
+        corpus = load_corpus(data(path, unseen_tasks="m,n"), 0, own_data=True)
+        assert corpus.tasks == ("a", "m", "n")
+        assert corpus.unseen.tolist() == [2]
+        path = write(tmp_path, [row(0, "a"), row(2, "n")])
+        with pytest.raises(DataError, match="has 1 usable rows, but a client needs at least 2"):
+            load_corpus(data(path, unseen_tasks="n"), 0, own_data=True)
+
+
+def test_server_data_are_all_rows_of_their_file(tmp_path: Path) -> None:
+    own = write(tmp_path, [row(number, "ab"[number % 2]) for number in range(30)])
+    server = own.rename(tmp_path / "server.jsonl")
+    path = write(tmp_path, [row(number, "a") for number in range(30)])
+    settled = replace(data(path, server_data=str(server)), num_samples=20)
+    corpus = load_server_data(settled, seed=0)
+    assert (len(corpus.examples), corpus.tasks) == (30, ("a", "b"))
+    with pytest.raises(DataError, match=r"server-data: data-path=.*none.jsonl cannot be read"):
+        load_server_data(data(path, server_data=str(tmp_path / "none.jsonl")), seed=0)

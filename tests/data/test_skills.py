@@ -113,3 +113,43 @@ def test_task_named_twice() -> None:
 def test_no_owner_column() -> None:
     with pytest.raises(DataError, match="partition-column=user: dataset=skills is generated"):
         load_corpus(data(), seed=0, owner_column="user")
+
+
+def test_unseen_skills_come_on_top_and_change_no_other_row() -> None:
+    plain = load_corpus(data(num_samples=100, tasks="sort,count,record"), seed=3)
+    beside = load_corpus(
+        data(num_samples=100, tasks="sort,count,record", unseen_tasks="numbers,reverse"), seed=3
+    )
+    assert beside.tasks == ("sort", "count", "record", "numbers", "reverse")
+    assert beside.unseen_tasks == ("numbers", "reverse")
+    assert beside.trained_tasks == plain.tasks == plain.trained_tasks
+    assert beside.examples[:100] == plain.examples
+    assert Counter(example.task for example in beside.examples[100:]) == {
+        "numbers": 34,
+        "reverse": 34,
+    }
+    assert beside.trained.tolist() == list(range(100))
+    assert beside.unseen.tolist() == list(range(100, 168))
+    assert beside.source.endswith("; 2 unseen tasks: numbers, reverse: 68 of 68 rows drawn")
+
+
+def test_unseen_skills_are_taken_out_of_the_default_list() -> None:
+    corpus = load_corpus(data(num_samples=100, unseen_tasks="sort"), seed=3)
+    others = ("reverse", "record", "count", "telegram", "classify", "numbers")
+    assert corpus.trained_tasks == others
+    assert corpus.tasks == (*others, "sort")
+
+
+def test_unknown_unseen_skills_and_no_task_to_train_on() -> None:
+    with pytest.raises(DataError, match=r"unseen-tasks=swim: dataset=skills has no swim; its tas"):
+        load_corpus(data(unseen_tasks="swim"), seed=0)
+    every = "reverse,sort,record,count,telegram,classify,numbers"
+    with pytest.raises(ConfigError, match=r"unseen-tasks=reverse.*: no task is left to train on"):
+        load_corpus(data(unseen_tasks=every), seed=0)
+    with pytest.raises(ConfigError, match="and unseen-tasks=sort,sort: a task is named twice"):
+        load_corpus(data(unseen_tasks="sort,sort"), seed=0)
+
+
+def test_rows_are_those_that_were_recorded() -> None:
+    """Without unseen tasks and server."""
+    assert load_corpus(data(num_samples=1000), seed=3).digest.startswith("0b8468a31d2b49a0")

@@ -9,7 +9,7 @@ import pytest
 from mops_fl.config import Config, DataConfig
 from mops_fl.data import load_corpus
 from mops_fl.data.superni import TASKS
-from mops_fl.errors import DataError
+from mops_fl.errors import ConfigError, DataError
 
 
 def data(folder: Path, **flat: object) -> DataConfig:
@@ -134,3 +134,14 @@ def test_real_superni(real_data: Path) -> None:
     assert corpus.skipped == {"empty answer": 1}
     with pytest.raises(DataError, match=r"no usable row of task001_.*its tasks are task023_"):
         load_corpus(data(folder), seed=0)
+
+
+def test_unseen_tasks_by_number(tmp_path: Path) -> None:
+    for stem in (*TASKS, "task999_other"):
+        write(tmp_path, stem)
+    corpus = load_corpus(data(tmp_path, unseen_tasks="task999,task044"), seed=0)
+    assert corpus.unseen_tasks == ("task999_other", TASKS[2])
+    assert corpus.trained_tasks == (*TASKS[:2], *TASKS[3:])
+    assert len(corpus.unseen) == 2
+    with pytest.raises(ConfigError, match=r"tasks=task044 and unseen-tasks=task044_.*twice"):
+        load_corpus(data(tmp_path, tasks="task044", unseen_tasks=TASKS[2]), seed=0)

@@ -161,7 +161,7 @@ def test_what_only_flower_knows_is_not_guessed(monkeypatch, simulated):
     monkeypatch.setattr(ray_worker, "find_slots", lambda _device, _threads: CPUS)
     config = Config.from_flat({"engine": "clients"})
     assert start_engine(config, simulated)[1] == Placement("clients")
-    assert start_engine(config, Deployed())[1] == Placement("clients")
+    assert start_engine(config, Deployed())[1] == Placement("clients", simulated=False)
 
 
 def test_a_server_without_cohorts_needs_neither_ray_nor_the_engine():

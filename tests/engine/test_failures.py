@@ -57,10 +57,10 @@ class TestFailures:
     def test_no_data(self, config, monkeypatch):
         whole = Trainer._local_data
 
-        def empty(self, partition, server_round):
+        def empty(self, partition, server_round, steps):
             if partition == 0:
                 raise DataError("no training examples for 0/1")
-            return whole(self, partition, server_round)
+            return whole(self, partition, server_round, steps)
 
         monkeypatch.setattr(Trainer, "_local_data", empty)
         answers = (
@@ -162,14 +162,14 @@ class TestMemory:
         config = configured(tiny_llama, batch_size=5)
         whole = Trainer(config)
         expected = whole.train(0, 1, values(config), {})
-        losses = total(whole.evaluate(0, values(config), {}).tallies)
+        losses = total(whole.evaluate(0, values(config), {}).test.tallies)
         scarce.fits = 1
         halved = Trainer(config)
         found = halved.train(0, 1, values(config), {})
         assert_close(found.tensors, expected.tensors)
         assert found.tally.tokens == expected.tally.tokens
         assert found.tally.nll == pytest.approx(expected.tally.nll, rel=1e-4)
-        again = total(halved.evaluate(0, values(config), {}).tallies)
+        again = total(halved.evaluate(0, values(config), {}).test.tallies)
         assert again.nll == pytest.approx(losses.nll, rel=1e-4)
         assert len(halved.take_warnings()) == 1
 

@@ -1,8 +1,10 @@
 """A worker without Ray: a cohort replies as its clients alone."""
 
+from dataclasses import replace
+
 import pytest
 from flwr.app import ConfigRecord, Context, MessageType, RecordDict
-from tasks import FLAT, HIDDEN, RUN, assert_close, configured, task, tensors_of, values
+from tasks import FLAT, HIDDEN, RUN, assert_close, configured, instruction, task, tensors_of, values
 
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import RunError
@@ -11,7 +13,6 @@ from mops_fl.metrics import total
 from mops_fl.training import local_gate
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import (
-    CONFIG,
     GATE,
     METRICS,
     PRETRAINED,
@@ -20,7 +21,7 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import Description, Evaluated, EvaluationAsked
-from mops_fl.wire.requests import Assignment
+from mops_fl.wire.requests import Assignment, PretrainRequest
 
 
 @pytest.mark.parametrize("method", ["mops", "fedprompt"])
@@ -43,7 +44,7 @@ def test_a_cohort_replies_as_its_clients_alone(tiny_llama, method, mode):
         assert answer.reply.metadata.reply_to_message_id == f"message-{partition}"
         assert answer.reply.metadata.src_node_id == 10 + partition
         sizes.add(alone.examples)
-        lengths |= {len(e.question) for e in trainer._local_data(partition, 1).examples}
+        lengths |= {len(e.question) for e in trainer._local_data(partition, 1, 4).examples}
     assert len(sizes) > 1
     assert len(lengths) > 1
 
@@ -74,14 +75,14 @@ def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates)
     for partition, answer in enumerate(answers):
         alone = trainer.evaluate(partition, {**start, **gates[partition]}, {})
         rows = dict.fromkeys(trainer.corpus.tasks, 100)
-        asked = EvaluationAsked(rows, config.data.max_length, config.prompts.experts, None)
+        asked = EvaluationAsked(rows, {}, config.data.max_length, config.prompts.experts, None)
         found = Evaluated.read(answer.reply.content, asked)
         tallies, sums = found.tallies, found.gate
         assert {t: v.tokens for t, v in tallies.items()} == {
-            t: v.tokens for t, v in alone.tallies.items()
+            t: v.tokens for t, v in alone.test.tallies.items()
         }
-        assert total(tallies).nll == pytest.approx(total(alone.tallies).nll, rel=1e-4)
-        for name, gate in alone.gate.items():
+        assert total(tallies).nll == pytest.approx(total(alone.test.tallies).nll, rel=1e-4)
+        for name, gate in alone.test.gate.items():
             assert sums[name].examples == gate.examples
             assert sums[name].weights == pytest.approx(gate.weights, rel=1e-3)
 
@@ -119,7 +120,9 @@ def test_only_gates_that_may_be_wanted_are_kept(tiny_llama):
 
 
 def test_queries_are_answered(tiny_llama):
-    config = configured(tiny_llama, pretrain_prompt_steps=2, pretrain_gate_steps=2)
+    config = configured(
+        tiny_llama, pretrain_prompt_steps=2, pretrain_gate_steps=2, pretrain_data="pooled"
+    )
     worker = CohortWorker(config, "cpu", 1)
     kind = f"{MessageType.QUERY}.describe"
     asked = [task(p, values(config), kind) for p in range(6)]
@@ -130,7 +133,8 @@ def test_queries_are_answered(tiny_llama):
     assert sum(each.examples + sum(each.test) for each in described) == FLAT["num-samples"]
     kind = f"{MessageType.QUERY}.pretrain"
     initial = task(0, values(config), kind)
-    del initial.message.content[CONFIG]
+    request = PretrainRequest(values(config), described[0].tasks)
+    initial = replace(initial, message=instruction(request.content(), kind, 0))
     (answer,) = worker.serve([initial]).answers
     assert tensors_of(answer).keys() == {PROMPTS, PRETRAINED, *GATE}
     (answer,) = worker.serve([task(0, values(config), f"{MessageType.QUERY}.other")]).answers

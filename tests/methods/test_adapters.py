@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from mops_fl.config import Config
 from mops_fl.data import Tokenised
+from mops_fl.errors import ConfigError
 from mops_fl.methods import METHODS, method_of
 from mops_fl.models.backbone import Backbone
 from mops_fl.models.mixture import Mixture, collate
@@ -154,3 +155,23 @@ def test_every_method_says_what_it_trains(backbone):
         "ia3": 4 * (16 + 16 + 64),
         "base": 0,
     }
+
+
+@pytest.mark.parametrize("name", ["mops", "fedprompt", "prompt-tuning", "lora"])
+@pytest.mark.parametrize("parameters", [3000, 20_000])
+def test_sizes_are_chosen_to_match_a_number_of_parameters(name, parameters):
+    sizes = ModelSizes(64, 4, 64, 32, 128)
+    config = Config.from_flat({"method": name, "gate-hidden": 16, "experts": 3})
+    method = method_of(name)
+    matched = method.matched(config, sizes, parameters)
+    # the step from one size to the next: a rank, a vector, or one vector an expert
+    step = {"lora": 4 * (64 + 64 + 64 + 32), "mops": 3 * 64}.get(name, 64)
+    assert abs(method.parameters(matched, sizes) - parameters) <= step / 2 + 1
+    Config.from_flat(matched.flat())
+
+
+@pytest.mark.parametrize("name", ["ia3", "base"])
+def test_a_method_of_one_size_says_so(name):
+    config = Config.from_flat({"method": name})
+    with pytest.raises(ConfigError, match=f"method={name} always trains"):
+        method_of(name).matched(config, ModelSizes(64, 4, 64, 32, 128), 1000)

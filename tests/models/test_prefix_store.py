@@ -321,7 +321,7 @@ def test_what_can_only_be_read_is_read(tmp_path, monkeypatch):
 _WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_prefix_store import disk, example_of
 while True:
     for length in range(20, 40):
@@ -336,8 +336,8 @@ while True:
 
 def test_a_reader_beside_a_writer_that_is_killed(tmp_path):
     """Another process makes and removes files all the time, and dies somewhere in between."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", _WRITER, str(tmp_path), here]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _WRITER, str(tmp_path), str(here), str(here.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout.readline()
         for _ in range(10):

@@ -41,9 +41,12 @@ def play(recorder: Recorder, rounds) -> None:
         if current % 2 == 0:
             recorder.on_replies("evaluate", 0, 2)
             tallies = {"a": Tally(1.0, 1), "b": Tally(3.0, 1)}
-            gate = {"a": GateSum((1.0, 3.0), 4), "b": GateSum((2.0, 2.0), 4)}
+            gate = {
+                "a": GateSum((1.0, 3.0), (1, 3), 2.0, 4),
+                "b": GateSum((2.0, 2.0), (2, 2), 2.5, 4),
+            }
             recorder.on_evaluate(
-                EvaluateRound(current, tallies, gate, {3: tallies}, {4: "lost"}, 50)
+                EvaluateRound(current, tallies, gate, {3: tallies}, {}, {4: "lost"}, 50)
             )
         recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
 

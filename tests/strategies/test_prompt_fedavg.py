@@ -14,7 +14,7 @@ from trainables import sizes
 
 from mops_fl.config import Config
 from mops_fl.errors import RunError
-from mops_fl.metrics import GateSum, Tally
+from mops_fl.metrics import GateSum, Tally, merge
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
@@ -27,7 +27,7 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import Description, Evaluated, Trained
-from strategies import Client, PromptFedAvg, admit, sample_partitions
+from strategies import Centralised, Client, Local, PromptFedAvg, admit, sample_partitions
 from strategies.averaging import weighted_mean
 
 SIZES = sizes(3)
@@ -62,6 +62,7 @@ def description(partition: int, **changes) -> Description:
         "tasks": ("even", "odd"),
         "train": (EXAMPLES[partition], 0),
         "test": (5, 5),
+        "validation": (0, 0),
         "sizes": SIZES,
         "injection_layer": 1,
         "model_digest": "1" * 64,
@@ -255,7 +256,8 @@ def test_each_client_is_told_the_round_in_which_it_last_trained():
 def evaluated(partition: int, nll=None, tokens=None) -> RecordDict:
     tally = Tally(nll or 0.5 * partition + 0.25, tokens or partition + 1)
     task = "even" if partition % 2 == 0 else "odd"
-    return Evaluated({task: tally}, {task: GateSum((1.0, 2.0), 3)}).content()
+    gate = GateSum((1.0, 2.0), (1, 2), 1.5, 3)
+    return Evaluated({task: tally}, {task: gate}, {}).content()
 
 
 def evaluate(made, server_round=1) -> dict[int, Message]:
@@ -268,7 +270,7 @@ def test_evaluation_sums_losses_and_gates_exactly():
     made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in reversed(asked)])
     (result,) = made.observer.evaluate
     assert result.tallies == {"even": Tally(11.25, 25), "odd": Tally(13.75, 30)}
-    assert result.gate["odd"] == GateSum((5.0, 10.0), 15)
+    assert result.gate["odd"] == GateSum((5.0, 10.0), (5, 10), 7.5, 15)
     assert list(result.clients) == list(range(10))
     assert result.clients[3] == {"odd": Tally(1.75, 4)}
 
@@ -316,6 +318,64 @@ def test_bytes_are_those_of_the_tensors_sent():
     (result,) = made.observer.train
     assert result.bytes_up == sum(num_bytes(c[ARRAYS]) for c in contents.values())
     assert 5 * (2 * 3 + 4 * 3) * 4 <= result.bytes_down < 5 * 500
+
+
+class TestAlone:
+    def start(self, made):
+        return to_array_record(made.initial({PROMPTS: np.zeros((2, 3), np.float32)}))
+
+    def test_local_clients_all_train_and_keep_their_own(self):
+        made = strategy(cls=Local)
+        arrays = self.start(made)
+        asked = sent(made.configure_train(1, arrays, ConfigRecord(), None))
+        assert list(asked) == list(range(10))
+        replies = [reply(asked[p], trained(p, np.full((2, 3), p + 1.0))) for p in asked if p != 4]
+        after, _ = made.aggregate_train(1, replies)
+        again = sent(made.configure_train(2, after, ConfigRecord(), None))
+        for partition, message in again.items():
+            own = from_array_record(message.content[ARRAYS])
+            # client 4 gave no valid reply, and goes on from what it had
+            assert own.keys() == {PROMPTS}
+            assert (own[PROMPTS] == (0 if partition == 4 else partition + 1)).all()
+        asked = sent(made.configure_evaluate(3, after, ConfigRecord(), None))
+        assert (from_array_record(asked[7].content[ARRAYS])[PROMPTS] == 8).all()
+
+    def test_centralised_is_one_worker_with_the_rows_of_all(self):
+        made = strategy(cls=Centralised)
+        asked = sent(made.configure_train(1, self.start(made), ConfigRecord(), None))
+        assert list(asked) == [0]
+        rows = sum(EXAMPLES.values())
+        after, _ = made.aggregate_train(1, [reply(asked[0], changed(0, examples=rows))])
+        assert from_array_record(after).keys() == {PROMPTS}
+        assert not made.observer.train[0].failures
+
+    def test_clients_that_are_unseen_are_asked_to_evaluate_only(self):
+        for cls in (PromptFedAvg, Local, Centralised):
+            made = strategy(cls=cls, **{"unseen-clients": 0.3})
+            assert len(made.trainees) == 7
+            for server_round in range(1, 5):
+                assert set(made.active(server_round)) <= set(made.trainees)
+            arrays = self.start(made)
+            asked = sent(made.configure_evaluate(4, arrays, ConfigRecord(), None))
+            assert list(asked) == list(range(10))
+
+    def test_unseen_clients_are_in_no_sum(self):
+        made = strategy("mops", **{"eval-every": 1, "unseen-clients": 0.3})
+        asked = evaluate(made)
+        made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in asked])
+        (result,) = made.observer.evaluate
+        assert list(result.clients) == list(range(10))
+        seen = [result.clients[p] for p in made.trainees]
+        assert result.tallies == merge(seen)
+        assert sum(gate.examples for gate in result.gate.values()) == 3 * len(seen)
+
+
+def test_a_sample_of_clients_is_evaluated_and_all_at_the_end():
+    made = strategy(**{"evaluate-clients": 4, "eval-every": 1})
+    first, second, last = (list(evaluate(made, server_round)) for server_round in (1, 2, 4))
+    assert first == second
+    assert len(first) == 4
+    assert last == list(range(10))
 
 
 class TestAdmission:

@@ -47,7 +47,7 @@ def test_rounds_on_a_compressed_backbone(wide_llama, compression):
         assert value.dtype == np.float32
         assert np.isfinite(value).all()
         assert (value != values[name]).any(), name
-    for tally in trainer.evaluate(0, result.tensors, frozen).tallies.values():
+    for tally in trainer.evaluate(0, result.tensors, frozen).test.tallies.values():
         assert np.isfinite(tally.nll)
     for name, weight in trainer.backbone.model.state_dict().items():
         assert torch.equal(weight, before[name]), name

@@ -240,7 +240,7 @@ class TestTrainer:
         return Trainer(Config.from_flat({**self.FLAT, "model": str(tiny_llama), **changes}))
 
     def test_clients_share_nothing_and_cover_everything(self, tiny_llama):
-        trainer = self.trainer(tiny_llama)
+        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled"})
         counted = 0
         for partition in range(6):
             holding = trainer.holding(partition)
@@ -262,11 +262,11 @@ class TestTrainer:
         assert not all((result.tensors[n] == other.tensors[n]).all() for n in values)
         evaluation = trainer.evaluate(2, result.tensors, frozen)
         held_out = {t: n for t, n in trainer.holding(2).test.items() if n}
-        assert {t: g.examples for t, g in evaluation.gate.items()} == held_out
+        assert {t: g.examples for t, g in evaluation.test.gate.items()} == held_out
 
     def test_it_says_what_it_is_doing(self, tiny_llama, tmp_path, monkeypatch):
         monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
-        trainer = self.trainer(tiny_llama)
+        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled"})
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         heard = []
         with listening(heard.append):
@@ -286,7 +286,7 @@ class TestTrainer:
     def test_eval_samples_bounds_each_client(self, tiny_llama):
         trainer = self.trainer(tiny_llama, **{"eval-samples": 1, "test-fraction": 0.5})
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
-        gate = trainer.evaluate(0, values, {}).gate
+        gate = trainer.evaluate(0, values, {}).test.gate
         assert sum(g.examples for g in gate.values()) == 1
 
     def own(self, model, path, lines: list[str], **changes) -> Trainer:
@@ -302,7 +302,7 @@ class TestTrainer:
         holding = trainer.holding(4)
         assert (holding.train, holding.test) == ({"two": 0, "one": 2}, {"two": 0, "one": 1})
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
-        assert trainer.evaluate(4, values, {}).tallies.keys() == {"one"}
+        assert trainer.evaluate(4, values, {}).test.tallies.keys() == {"one"}
 
     def test_own_data_of_one_row_is_refused_before_any_work(self, tiny_llama, tmp_path):
         trainer = self.own(tiny_llama, tmp_path / "own", ['{"prompt": "a", "response": "b"}'])

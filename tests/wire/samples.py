@@ -21,7 +21,7 @@ SHAPES = {PROMPTS: (4, 3), GATE_HIDDEN: (2, 3), GATE_OUTPUT: (2, 2)}
 ALL_SHAPES = {**SHAPES, PRETRAINED: (4, 3)}
 CLIENTS = 10
 TRAINING = TrainingAsked(SHAPES, examples=30, steps=5, tokens=500)
-EVALUATION = EvaluationAsked({"a": 3, "b": 2}, tokens_a_row=50, experts=2, known=None)
+EVALUATION = EvaluationAsked({"a": 3, "b": 2}, {"a": 1}, tokens_a_row=50, experts=2, known=None)
 RUN = "0123456789abcdef" * 2
 
 
@@ -36,6 +36,7 @@ def description(**changes) -> Description:
         "tasks": ("a", "b", "all"),
         "train": (20, 10, 0),
         "test": (2, 1, 0),
+        "validation": (1, 0, 0),
         "sizes": sizes(3),
         "injection_layer": 1,
         "model_digest": "1" * 64,
@@ -57,7 +58,8 @@ def trained(**changes) -> Trained:
 
 def evaluated() -> Evaluated:
     tallies = {"a": Tally(3.5, 7), "b": Tally(0.0, 1)}
-    return Evaluated(tallies, {"a": GateSum((1.25, 1.75), 3), "b": GateSum((0.0, 1.0), 1)})
+    gate = {"a": GateSum((1.25, 1.75), (1, 2), 0.9, 3), "b": GateSum((0.0, 1.0), (0, 1), 0.0, 1)}
+    return Evaluated(tallies, gate, {"a": Tally(1.5, 2)})
 
 
 def round_content(frozen=(GATE_HIDDEN, GATE_OUTPUT, PRETRAINED)) -> RecordDict:
@@ -78,7 +80,7 @@ def contents() -> dict[str, RecordDict]:
         "pretrain": Pretrained(tensors(ALL_SHAPES)).content(),
         "train": trained().content(),
         "evaluate": evaluated().content(),
-        "ask to pretrain": PretrainRequest(tensors()).content(),
+        "ask to pretrain": PretrainRequest(tensors(), ("a", "b")).content(),
         "ask for a round": round_content(),
     }
 
