@@ -57,6 +57,13 @@ def compare(
         bool,
         typer.Option("--resume", help="Go on where the comparison --name stopped."),
     ] = False,
+    match_parameters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Have every method but this one choose its size to train as many numbers.",
+        ),
+    ] = None,
     ray_address: options.RayAddress = "",
     out: Annotated[
         Path | None, typer.Option(help="The figure.", show_default="in runs-dir")
@@ -70,6 +77,8 @@ def compare(
         return options.configure(config_file, clients, [*(values or ()), *own], method=method)
 
     entries = distinct(parse_methods(methods), configure)
+    if match_parameters:
+        entries = _matched(entries, match_parameters)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     ending = name or f"{next(iter(entries)).data.dataset}-{now}"
     planned = _plan(entries, seeds, runs_dir, ending, resume)
@@ -93,6 +102,28 @@ def compare(
     with telling("no figure was drawn", folders):
         _draw(planned, figure)
         console.print(str(figure.resolve()))
+
+
+def _matched(entries: Mapping[Config, Entry], method: str) -> dict[Config, Entry]:
+    """The entries with sizes by which they train as many numbers as those of one method.
+
+    Raises:
+        ConfigError: no entry is of that method, or another has no size to choose.
+    """
+    from mops_fl.methods import method_of
+    from mops_fl.models.weights import model_facts
+
+    given = [config for config in entries if config.method == method]
+    if not given:
+        raise ConfigError(f"--match-parameters {method}: no entry of --methods is of that method")
+    sizes = model_facts(given[0].backbone).sizes
+    wanted = method_of(method).parameters(given[0], sizes)
+    matched = {}
+    for config, entry in entries.items():
+        fixed = config.method in (method, "base")
+        size = config if fixed else method_of(config.method).matched(config, sizes, wanted)
+        matched[size] = entry
+    return matched
 
 
 def _plan(

@@ -81,13 +81,15 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
     """
     config = configs[0]
     with showing("checking data and model", console):
-        from mops_fl.data import load_corpus
+        from mops_fl.data import load_corpus, load_server_data
         from mops_fl.models.weights import check_backbone
         from partitions import shares
 
         corpus = load_corpus(config.data, config.seed, config.partition.partition_column)
         say_data(corpus)
         shares(corpus, config)
+        if config.data.server_data:
+            say_data(load_server_data(config.data, config.seed))
         native = ask_torch(config, resources)
         for each in configs:
             check_backbone(replace(each, backbone=replace(each.backbone, dtype=native.dtype)))
