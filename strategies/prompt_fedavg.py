@@ -237,10 +237,16 @@ class PromptFedAvg(FedAvg):
     def personalise(self, grid: Grid, server_round: int, arrays: ArrayRecord) -> None:
         """Have every client take `personal-steps` from a round's tensors, and evaluate that.
 
+        Args:
+            grid: of the run.
+            server_round: whose tensors they are.
+            arrays: the tensors.
+
         Raises:
             RunError: too few replies are valid.
         """
-        messages = self._messages(PERSONALISE, server_round, sorted(self.clients), arrays)
+        now = self.config.federation.num_server_rounds
+        messages = self._messages(PERSONALISE, now, sorted(self.clients), arrays)
         replies = grid.send_and_receive(messages)
         self.observer.on_personalise(self._summed(server_round, "personalise", replies))
 

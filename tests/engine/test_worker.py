@@ -49,6 +49,21 @@ def test_a_cohort_replies_as_its_clients_alone(tiny_llama, method, mode):
     assert len(lengths) > 1
 
 
+@pytest.mark.parametrize("training", ["federated", "centralised"])
+@pytest.mark.parametrize("method", ["prompt-tuning", "lora", "ia3", "mops"])
+def test_every_methods_cohort_replies_as_its_clients_alone(tiny_llama, method, training):
+    config = configured(tiny_llama, method=method, training=training, gate_top=1)
+    trainer = Trainer(config)
+    start = trainer.method.initial(config, trainer.model_facts.sizes, 0)
+    worker = CohortWorker(config, "cpu", 1)
+    for partition, answer in enumerate(worker.serve([task(p, start) for p in range(4)]).answers):
+        alone = trainer.train(partition, 1, start, {})
+        assert_close(tensors_of(answer), alone.tensors)
+        metrics = answer.reply.content.metric_records[METRICS]
+        assert metrics["nll"] == pytest.approx(alone.tally.nll, rel=1e-4)
+        assert metrics["num-examples"] == alone.examples
+
+
 @pytest.mark.parametrize("own_gates", [False, True])
 def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates):
     config = configured(tiny_llama, gate_sync="local")
