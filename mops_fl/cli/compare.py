@@ -68,6 +68,9 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="The figure.", show_default="in runs-dir")
     ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="The last table, as a file too.")
+    ] = None,
 ) -> None:
     """Run one configuration with several methods, then show their perplexity side by side."""
     if resume and not name:
@@ -102,6 +105,10 @@ def compare(
     with telling("no figure was drawn", folders):
         _draw(planned, figure)
         console.print(str(figure.resolve()))
+    if summary:
+        with telling("no summary was written", folders):
+            _write_summary(planned, summary)
+            console.print(str(summary.resolve()))
 
 
 def _matched(entries: Mapping[Config, Entry], method: str) -> dict[Config, Entry]:
@@ -163,6 +170,17 @@ def _draw(planned: Iterable[Planned], figure: Path) -> None:
     from mops_fl.run.plots import replicates_figure
 
     replicates_figure(_groups(planned), figure)
+
+
+def _write_summary(planned: Iterable[Planned], path: Path) -> None:
+    from mops_fl.files import write_text
+    from mops_fl.run.folder import csv_line
+    from mops_fl.run.results import summary
+
+    lines: list[tuple] = [("entry", "measure", "mean", "sd", "seeds")]
+    for label, row in summary(_groups(planned)).items():
+        lines += [(label, name, own.mean, own.sd, own.n) for name, own in row.items()]
+    write_text(path, "".join(map(csv_line, lines)))
 
 
 def _groups(planned: Iterable[Planned]) -> list["Replicates"]:

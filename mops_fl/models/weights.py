@@ -131,8 +131,7 @@ def check_backbone(config: Config) -> ModelFacts:
     """
     backbone = config.backbone
     facts = model_facts(backbone)
-    method_of(config.method).injection_layer(config.prompts, facts.sizes.num_layers)
-    _check_context(config, facts)
+    check_fit(config, facts)
     if backbone.device not in ("auto", "cpu"):
         from mops_fl.base.device import resolve_device
 
@@ -140,8 +139,15 @@ def check_backbone(config: Config) -> ModelFacts:
     return facts
 
 
-def _check_context(config: Config, facts: ModelFacts) -> None:
+def check_fit(config: Config, facts: ModelFacts) -> None:
+    """Whether a run's method and rows fit a model.
+
+    Raises:
+        ConfigError: the injection layer does not exist, or prompts and examples do not fit into the
+            model's context.
+    """
     method, max_length, context = method_of(config.method), config.data.max_length, facts.context
+    method.injection_layer(config.prompts, facts.sizes.num_layers)
     shapes = method.all_shapes(config, facts.sizes)
     vectors = shapes[PROMPTS][0] if PROMPTS in shapes else 0
     if config.prompts.injection == "append" and PRETRAINED in shapes:

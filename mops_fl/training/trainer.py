@@ -36,7 +36,7 @@ from mops_fl.models.mixture import Mixture
 from mops_fl.models.numerics import numerics
 from mops_fl.models.prefix_store import PrefixStore, open_store
 from mops_fl.models.trainable import Trainable
-from mops_fl.models.weights import ModelFacts, model_facts
+from mops_fl.models.weights import ModelFacts, check_fit, model_facts
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.kept import kept
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
@@ -128,8 +128,13 @@ class Trainer:
         return holding(self.corpus.examples, self.corpus.tasks, self._share(partition))
 
     def description(self, partition: int) -> Description:
-        """What a client says of itself."""
+        """What a client says of itself.
+
+        Raises:
+            ConfigError: the method or the rows do not fit the model.
+        """
         holding, facts, tokenised = self.holding(partition), self.model_facts, self.tokenised
+        check_fit(self.config, facts)
         tasks = self.corpus.tasks
         return Description(
             partition=partition,

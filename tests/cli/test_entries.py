@@ -2,14 +2,27 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import write_run
 
-from mops_fl.cli.entries import Entry, distinct, folder_names, parse_methods, parse_seeds, plan
+from mops_fl.cli.compare import _matched, _write_summary
+from mops_fl.cli.entries import (
+    Entry,
+    Planned,
+    distinct,
+    folder_names,
+    parse_methods,
+    parse_seeds,
+    plan,
+)
 from mops_fl.cli.options import configure
 from mops_fl.errors import ConfigError, RunError
+from mops_fl.methods import method_of
+from mops_fl.models.weights import model_facts
 
 
 def configured(values, method):
@@ -92,3 +105,32 @@ def test_what_is_there_is_taken_carried_on_or_refused(tmp_path):
     assert not planned().done
     assert planned().config.resume
     assert Path(planned().config.run_dir) == folder
+
+
+def test_a_summary_is_a_file_as_well(tmp_path):
+    runs = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
+    config = configured([], "mops")
+    planned = [Planned("mops", replace(config, run_dir=str(run)), True) for run in runs]
+    _write_summary(planned, tmp_path / "summary.csv")
+    rows = pd.read_csv(tmp_path / "summary.csv")
+    assert set(rows["entry"]) == {"mops"}
+    assert "perplexity" in set(rows["measure"])
+    assert (rows["seeds"] == 2).any()
+
+
+def test_sizes_are_chosen_so_that_methods_train_as_many_numbers(tiny_llama):
+    def configure_tiny(own, method):
+        return configured([f"model={tiny_llama}", "dtype=float32", *own], method)
+
+    entries = distinct(parse_methods("mops, fedprompt, lora, base"), configure_tiny)
+    sizes = model_facts(next(iter(entries)).backbone).sizes
+    matched = _matched(entries, "mops")
+    counts = {
+        entry.method: method_of(config.method).parameters(config, sizes)
+        for config, entry in matched.items()
+    }
+    assert counts["base"] == 0
+    assert counts["fedprompt"] == pytest.approx(counts["mops"], rel=0.02)
+    assert counts["lora"] == pytest.approx(counts["mops"], rel=0.1)
+    with pytest.raises(ConfigError, match="--match-parameters ia3: no entry"):
+        _matched(entries, "ia3")
