@@ -31,7 +31,7 @@ from mops_fl.models.prefix_store import MemoryStore
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.training.local import LocalData, train
 from mops_fl.training.trainer import Trainer
-from mops_fl.wire.records import Tensors
+from mops_fl.wire.records import PROMPTS, Tensors
 from mops_fl.wire.shapes import ModelSizes
 
 LLAMA_7B = "llama-7b-shape"
@@ -113,6 +113,11 @@ class Workload:
         layers = cast(int, self.model.config.num_hidden_layers)
         return method_of(self.config.method).injection_layer(self.config.prompts, layers)
 
+    def with_values(self, **values: Scalar) -> "Workload":
+        """The same model and rows for another configuration of ours."""
+        flat = {key.replace("_", "-"): value for key, value in values.items()}
+        return replace(self, config=Config.from_flat({**self.config.flat(), **flat}))
+
     def twin(self) -> LlamaForCausalLM:
         """A model of its own modules over the same weights."""
         shared = {id(weight): weight for weight in self.model.parameters()}
@@ -126,10 +131,13 @@ class Workload:
 
     def mixture(self, *, warm: bool) -> Mixture:
         """Our forward pass, without a prefix store or with one that holds all rows."""
-        pretrained = torch.from_numpy(self.clients(1)[0]["prompts"])
+        method, layout = method_of(self.config.method), self.config.prompts
+        pretrained = None
+        if method.pretrains(layout):
+            pretrained = torch.from_numpy(self.clients(1)[0][PROMPTS])
         store = MemoryStore(STORE_BYTES) if warm else None
-        backbone = Backbone(self.twin())
-        mixture = Mixture(backbone, self.config.prompts, self.layer, pretrained, store)
+        backbone, adapters = Backbone(self.twin()), self.config.adapters
+        mixture = Mixture(backbone, layout, self.layer, pretrained, store, method, adapters)
         if warm:
             for row in self.rows:
                 mixture.prepare([row])

@@ -17,10 +17,19 @@ from experiments.benchmarks.common import (
     seconds,
     workload,
 )
+from mops_fl.config import Scalar
 from mops_fl.data import Tokenised
 
 SLICE = 10
 REFERENCE = "peft prompt tuning"
+VARIANTS: dict[str, dict[str, Scalar]] = {
+    "FedPrompt": {"method": "fedprompt"},
+    "MoPs, gate-top=1": {"gate_top": 1},
+    "MoPs, gate-top=2": {"gate_top": 2},
+    "LoRA": {"method": "lora"},
+    "IA³": {"method": "ia3"},
+}
+"""Other methods of ours, with the store off."""
 COLUMNS = {
     "name": "",
     "steps_per_second": "steps/s",
@@ -40,10 +49,19 @@ def contestants(work: Workload) -> dict[str, Callable[[Sequence[Tokenised]], flo
     for warm in (False, True):
         mixture = work.mixture(warm=warm)
         for clients in (1, 5, 10):
-            who = "one client" if clients == 1 else f"cohort of {clients}"
-            name = f"ours, {who}, store {'warm' if warm else 'off'}"
+            name = f"ours, {_who(clients)}, store {'warm' if warm else 'off'}"
             found[name] = partial(local_steps, mixture, work, clients=clients)
+    for name, values in VARIANTS.items():
+        variant = work.with_values(**values)
+        mixture = variant.mixture(warm=False)
+        for clients in (1, 5):
+            named = f"our {name}, {_who(clients)}"
+            found[named] = partial(local_steps, mixture, variant, clients=clients)
     return found
+
+
+def _who(clients: int) -> str:
+    return "one client" if clients == 1 else f"cohort of {clients}"
 
 
 def _timed(baseline: Baseline, work: Workload, rows: Sequence[Tokenised]) -> float:
