@@ -15,14 +15,8 @@ from mops_fl.config import Config
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def embedded_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("embedded-cache")
-
-
-@pytest.mark.parametrize(("text", "at_most"), [("2:4", 300.0), ("3:4", 20_000.0)])
-def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, text, at_most):
-    monkeypatch.setenv("MOPS_FL_CACHE", str(embedded_cache))
+def test_the_embedded_model_is_pruned(tmp_path, monkeypatch, real_data):
+    monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
     config = Config.from_flat(
         {
             "dtype": "float32",
@@ -33,12 +27,12 @@ def test_the_embedded_model_is_pruned(embedded_cache, monkeypatch, real_data, te
     )
     tokenizer = load_tokenizer(config.backbone)
     calibration = load_calibration(config.data, tokenizer, samples=16, seed=0)
-    folder = ensure(prepared(config.backbone), parse(text), calibration)
+    folder = ensure(prepared(config.backbone), parse("2:4"), calibration)
     manifest = verify(folder)
     assert len(manifest.layers) == 210
     before, after = manifest.perplexity["before"], manifest.perplexity["after"]
     assert 5 < before < 30
-    assert before < after < at_most
+    assert before < after < 300
     # one float32 model is 0.54 GB; Python with torch and llmcompressor takes about as much
     assert manifest.peak_memory["host"] < 2.5e9
 
