@@ -307,6 +307,12 @@ class Config:
             raise ConfigError(
                 "keep=best needs validation-fraction above 0: a round is chosen by validation rows"
             )
+        kept_gates = self.method == "mops" and self.prompts.gate_sync == "local"
+        if self.federation.keep == "best" and kept_gates and self.train.personal_steps:
+            raise ConfigError(
+                "keep=best and personal-steps with gate-sync=local: a client keeps its latest gate "
+                "only, not that of an earlier round; use keep=last"
+            )
         if self.resume and not self.run_dir:
             raise ConfigError("resume=true needs run-dir: the folder of the run to carry on")
 

@@ -70,6 +70,21 @@ def test_values_reach_their_typed_places():
             "server-data=x with pretrain-data=own",
         ),
         ({"server-data": "x"}, "server-data=x with dataset=skills, which is generated"),
+        ({"keep": "best"}, "keep=best needs validation-fraction above 0"),
+        (
+            {
+                **{"keep": "best", "validation-fraction": 0.1, "personal-steps": 2},
+                "gate-sync": "local",
+            },
+            "keep=best and personal-steps with gate-sync=local",
+        ),
+        ({"gate-top": 8}, "gate-top=8 is more than experts=7"),
+        (
+            {"method": "fedavg"},
+            "method='fedavg': must be one of mops, fedprompt, prompt-tuning, lo",
+        ),
+        ({"training": "alone"}, "training='alone': must be one of federated, local, centralised"),
+        ({"lora-rank": 0}, "lora-rank=0: must be at least 1"),
         ({"sparse-kernels": True, "compression": "3:4", "dtype": "bfloat16"}, "compression=3:4"),
         ({"sparse-kernels": True, "compression": "2:4", "dtype": "float32"}, "dtype=float32"),
         ({"sparse-kernels": True, "dtype": "float16", "device": "cpu"}, "device=cpu"),

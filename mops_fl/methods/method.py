@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -108,6 +109,16 @@ class Method:
         )
 
 
+@dataclass(frozen=True)
+class Whose:
+    """The client of each of N positions, of C clients."""
+
+    index: "Tensor"
+    """[N]."""
+    own: "Tensor"
+    """[N, C], whether a position is a client's."""
+
+
 class LayerTensors:
     """The trainable tensors of one layer, each client's rows to its own.
 
@@ -118,7 +129,7 @@ class LayerTensors:
         self,
         tensors: "Mapping[str, Tensor]",
         layer: int,
-        client: "Callable[[], Tensor | None]",
+        whose: Callable[[], Whose | None],
         config: AdapterConfig,
     ) -> None:
         """Nothing is computed before it is asked for.
@@ -126,17 +137,17 @@ class LayerTensors:
         Args:
             tensors: of all clients and layers.
             layer: whose.
-            client: gives the client of each of N positions; None where there is one client.
+            whose: the positions are now; None where there is one client.
             config: of the adapters.
         """
-        self._tensors, self._layer, self._client = tensors, layer, client
+        self._tensors, self._layer, self._whose = tensors, layer, whose
         self.config = config
 
     def rows(self, name: str) -> "Tensor":
         """A vector a client [C, L, n] as the vector of each position: [N, n], or [n] for one."""
         own = self._tensors[name][:, self._layer]
-        client = self._client()
-        return own[0] if client is None else own[client]
+        whose = self._whose()
+        return own[0] if whose is None else own[whose.index]
 
     def low_rank(self, inputs: "Tensor", down: str, up: str) -> "Tensor":
         """Inputs [..., N, n] through the matrices [r, n] and then [m, r] of their own client.
@@ -153,13 +164,12 @@ class LayerTensors:
             [..., N, m].
         """
         first, second = (self._tensors[name][:, self._layer] for name in (down, up))
-        client = self._client()
-        if client is None:
+        whose = self._whose()
+        if whose is None:
             return inputs @ first[0].T @ second[0].T
-        own = client[:, None] == client.new_tensor(range(len(first)))
         # [..., N, C, r]
         low = (inputs @ first.flatten(0, 1).T).unflatten(-1, first.shape[:2])
-        return (low * own[..., None]).flatten(-2) @ second.transpose(1, 2).flatten(0, 1)
+        return (low * whose.own[..., None]).flatten(-2) @ second.transpose(1, 2).flatten(0, 1)
 
 
 def prompt_layer(layout: PromptConfig, num_layers: int) -> int:
