@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, whatever the disk, the umask or the locks are."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -28,13 +29,19 @@ def umask(request):
     os.umask(before)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file may be larger than 1000 bytes: to whoever writes, a full disk."""
+    """No file may be larger than 1000 bytes: to whoever writes, a full disk.
+
+    That holds for pytest's own output, too, where it goes to a file: no fixture, since pytest
+    writes while fixtures live.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def save(folder: Path) -> None:
@@ -78,14 +85,15 @@ def test_what_goes_wrong_in_the_block_is_raised_as_it_is(tmp_path, error):
     assert not (tmp_path / "file").exists()
 
 
-def test_a_full_disk_is_said_by_whatever_library_met_it(tmp_path, monkeypatch, small_files):
+def test_a_full_disk_is_said_by_whatever_library_met_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path / "cache"))
     hint = "too large; MOPS_FL_CACHE names another"
-    with pytest.raises(RunError, match=hint), made_once(tmp_path / "cache" / "model") as made:
-        save(made.folder)
-    with pytest.raises(RunError, match=hint):
+    made = made_once(tmp_path / "cache" / "model")
+    with pytest.raises(RunError, match=hint), small_files(), made as folder:
+        save(folder.folder)
+    with pytest.raises(RunError, match=hint), small_files():
         write_text(tmp_path / "cache" / "file", "x" * 2000)
-    with pytest.raises(RunError, match=r"run/state: File too large$"):
+    with pytest.raises(RunError, match=r"run/state: File too large$"), small_files():
         write_text(tmp_path / "run" / "state", "x" * 2000)
 
 
