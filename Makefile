@@ -5,9 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-# A whole simulation spends its time on starting processes, one after the other: two side by side.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
-
 BENCHMARKS := steps round scaling federation peak store communication
 
 .PHONY: help simulate test test-fast bench golden clean
@@ -23,10 +20,10 @@ test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	$(BIN)/pytest
 
 test-fast: $(INSTALLED)  ## The tests that take seconds.
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/pytest -m "not slow"
 
 bench: $(INSTALLED)  ## The benchmarks' CPU part, in under 10 minutes; tables, and JSON in runs/benchmarks.
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.benchmarks.$$name --quick || exit 1; done

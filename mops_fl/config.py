@@ -66,7 +66,7 @@ class BackboneConfig:
     calibration_path: str
     """Its `data-path`."""
     calibration_tasks: str
-    """Its `tasks`."""
+    """Its `tasks`; where the run has unseen tasks of the same dataset, leave them out here."""
     calibration_samples: int = _at_least(1)
     """Rows that SparseGPT sees; 128 in its paper."""
 
@@ -95,8 +95,9 @@ class DataConfig:
     """Share of each client's examples that is held out for evaluation."""
     validation_fraction: float = _at_least(0, below=1)
     """Share that is held out besides, to choose rounds, rates and recipes by."""
-    server_fraction: float = _positive(below=1)
-    """Share of each task that is the server's and no client's (`pretrain-data = server`)."""
+    server_fraction: float = _at_least(0, below=1)
+    """Share of each task that is the server's and no client's, whether it pretrains on that or not;
+    0 for none."""
     server_data: str
     """File or folder that holds the server's rows; empty to take them out of the clients' data."""
     max_length: int = _at_least(16)
@@ -236,8 +237,8 @@ class Config:
     """What is trained on the frozen model; `base` trains nothing."""
     training: str = _choice("federated", "local", "centralised")
     """`federated`: averaged over the active clients of a round. `local`: every client trains alone
-    in every round, nothing is averaged. `centralised`: all clients' training rows in one place.
-    The last two are what a federation is measured against, in simulations only."""
+    in every round, nothing is averaged. `centralised`: all clients' training rows in one place, in
+    simulations only. The last two are what a federation is measured against."""
     seed: int = _at_least(0)
     run_dir: str
     """Folder that the run writes; empty for a new one in the cache."""
@@ -303,11 +304,21 @@ class Config:
                 f"gate-top={self.prompts.gate_top} is more than experts={self.prompts.experts}: "
                 "choose at most as many, or 0 for all"
             )
+        kept_gates = self.method == "mops" and self.prompts.gate_sync == "local"
+        if self.training == "centralised" and kept_gates:
+            raise ConfigError(
+                "training=centralised with gate-sync=local: one worker trains for all clients, and "
+                "they would be evaluated with gates of their own; use gate-sync=fedavg"
+            )
+        if self.federation.keep == "best" and self.federation.evaluate_clients:
+            raise ConfigError(
+                f"keep=best with evaluate-clients={self.federation.evaluate_clients}: the round "
+                "that is kept is to be evaluated on all clients; use evaluate-clients=0"
+            )
         if self.federation.keep == "best" and not self.data.validation_fraction:
             raise ConfigError(
                 "keep=best needs validation-fraction above 0: a round is chosen by validation rows"
             )
-        kept_gates = self.method == "mops" and self.prompts.gate_sync == "local"
         if self.federation.keep == "best" and kept_gates and self.train.personal_steps:
             raise ConfigError(
                 "keep=best and personal-steps with gate-sync=local: a client keeps its latest gate "
@@ -328,6 +339,11 @@ class Config:
 
     def _check_server_data(self) -> None:
         path, source = self.data.server_data, self.prompts.pretrain_data
+        if source == "server" and not path and not self.data.server_fraction:
+            raise ConfigError(
+                "pretrain-data=server with server-fraction=0 and no server-data: the server has no "
+                "rows; name a file of them, or set pretrain-data to pooled, own or none"
+            )
         if path and source != "server":
             raise ConfigError(
                 f"server-data={path} with pretrain-data={source}: server-data holds the rows of "
@@ -374,6 +390,10 @@ def app_folder() -> Path:
         if (folder / "pyproject.toml").is_file():
             return folder
     raise ConfigError(f"no pyproject.toml beside or inside {package}: reinstall mops-fl")
+
+
+EARLIER: Mapping[str, Scalar] = {"pretrain-data": "pooled", "server-fraction": 0.0}
+"""What runs of earlier versions did, whose configuration lacks these keys."""
 
 
 @functools.cache

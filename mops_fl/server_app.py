@@ -109,7 +109,7 @@ def _run(
         trainable_parameters=strategy.method.parameters(config, _sizes(clients)),
         bytes_per_round=strategy.bytes_per_round(arrays),
         unseen_clients=sorted(clients.keys() - strategy.trainees),
-        unseen_tasks=list(config.data.unseen_task_list),
+        unseen_tasks=strategy.unseen_tasks,
     )
     if done < 0:
         strategy.evaluate_initial(grid, arrays)

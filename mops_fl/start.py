@@ -44,7 +44,7 @@ def start(
     source = config.prompts.pretrain_data
     if not method.starts_from_model(config.prompts):
         return initial
-    if not simulated and source in ("server", "pooled"):
+    if not simulated and source in ("server", "pooled") and method.needs_rows(config.prompts):
         return _on_the_server(config, clients, initial, recorder)
     unseen = unseen_partitions(config.partition, config.seed)
     seen = {partition: client for partition, client in clients.items() if partition not in unseen}
@@ -88,7 +88,7 @@ def _asked(
     """What some of the clients pretrain, and why others could not, by partition id."""
     sizes = next(iter(clients.values())).description.sizes
     shapes = method_of(config.method).all_shapes(config, sizes)
-    content = PretrainRequest(initial, _tasks(config, clients)).content()
+    content = PretrainRequest(initial, _tasks(clients)).content()
     valid, failures = ask(
         grid,
         PRETRAIN,
@@ -103,10 +103,10 @@ def _asked(
     return made, failures
 
 
-def _tasks(config: Config, clients: Mapping[int, Client]) -> tuple[str, ...]:
+def _tasks(clients: Mapping[int, Client]) -> tuple[str, ...]:
     """The tasks that are trained on, in expert order: as the first client has them, others last."""
-    known = dict.fromkeys(t for client in clients.values() for t in client.description.tasks)
-    return tuple(task for task in known if task not in config.data.unseen_task_list)
+    each = (client.description.trained_tasks for client in clients.values())
+    return tuple(dict.fromkeys(task for tasks in each for task in tasks))
 
 
 def _on_the_server(
@@ -132,13 +132,14 @@ def _on_the_server(
             f"model={config.backbone.model} on the server is another than the clients': "
             "pretrain-data=server pretrains on the server, with the model that they hold"
         )
+    own = any(client.description.own_data for client in clients.values())
     held = {client.description.data_digest for client in clients.values()}
-    if not config.data.server_data and trainer.corpus.digest not in held:
+    if not config.data.server_data and (own or held != {trainer.corpus.digest}):
         raise ConfigError(
             "pretrain-data=server needs server-data in a deployment: a file of rows that no client "
             "holds; without such rows use own or none"
         )
-    tensors = trainer.pretrain(initial)
+    tensors = trainer.pretrain(initial, tasks=_tasks(clients))
     recorder.on_pretrain(0, 0)
     return tensors
 

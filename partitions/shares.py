@@ -43,13 +43,14 @@ def server_rows(corpus: Corpus, config: Config) -> tuple[int, ...]:
     """The examples that the server pretrains on and no client holds, as sorted indices.
 
     `server-fraction` of each trained task, drawn by the seed: at least one, and `LEAST` are left;
-    none of a task with fewer than three. There are none where `pretrain-data` is not `server`, or
-    `server-data` holds the server's rows.
+    none of a task with fewer than three. They are held back whatever `pretrain-data` says, so that
+    runs that differ in it alone are on the same rows. There are none where `server-fraction` is 0,
+    or `server-data` holds the server's rows.
 
     Raises:
-        ConfigError: no task has three.
+        ConfigError: no task has three, and `pretrain-data` is `server`.
     """
-    if config.prompts.pretrain_data != "server" or config.data.server_data:
+    if not config.data.server_fraction or config.data.server_data:
         return ()
     order = numpy_generator(config.seed, "server").permutation(corpus.trained)
     numbers = corpus.task_numbers[order]
@@ -59,7 +60,7 @@ def server_rows(corpus: Corpus, config: Config) -> tuple[int, ...]:
     for rows in np.split(order, ends):
         wanted = max(1, round(config.data.server_fraction * len(rows)))
         drawn += rows[: max(0, min(wanted, len(rows) - LEAST))].tolist()
-    if not drawn:
+    if not drawn and config.prompts.pretrain_data == "server":
         raise ConfigError(
             f"pretrain-data=server: no task has the {LEAST + 1} examples of which the server could "
             "take one: name its rows in server-data, or set pretrain-data to pooled, own or none"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord
 
+from mops_fl.errors import RunError
 from mops_fl.wire.records import Tensors
 from mops_fl.wire.replies import Trained
 from strategies.prompt_fedavg import PromptFedAvg
@@ -29,7 +30,16 @@ class Local(PromptFedAvg):
         return sorted(self.trainees)
 
     def arrays_of(self, partition: int, arrays: ArrayRecord) -> ArrayRecord:
-        """The client's own."""
+        """The client's own.
+
+        Raises:
+            RunError: the run began without this client.
+        """
+        if any(f"{partition}/{name}" not in arrays for name in self.averaged):
+            raise RunError(
+                f"client {partition} was not there when the run began, and training=local has no "
+                "tensors of it: begin a new run, or resume with the clients that it began with"
+            )
         return ArrayRecord({name: arrays[f"{partition}/{name}"] for name in self.averaged})
 
     def combined(self, arrays: ArrayRecord, valid: Mapping[int, Trained]) -> Tensors:

@@ -102,6 +102,13 @@ class PromptFedAvg(FedAvg):
         """The clients that may train, by partition id."""
         return sorted(self.clients.keys() - self._unseen)
 
+    @property
+    def unseen_tasks(self) -> list[str]:
+        """Tasks that no client trains on, though some are evaluated on them."""
+        described = [client.description for client in self.clients.values()]
+        trained = {task for own in described for task in own.trained_tasks}
+        return list(dict.fromkeys(t for own in described for t in own.tasks if t not in trained))
+
     def initial(self, tensors: Tensors) -> Tensors:
         """What the rounds begin with, from the averaged tensors at their start."""
         return tensors
@@ -187,8 +194,8 @@ class PromptFedAvg(FedAvg):
     def _evaluated(self, current: int) -> list[int]:
         """The clients whose rows a round is evaluated on."""
         federation = self.config.federation
-        count = federation.evaluate_clients
-        if not 0 < count < len(self.trainees) or current == federation.num_server_rounds:
+        count, last = federation.evaluate_clients, federation.num_server_rounds
+        if not 0 < count < len(self.trainees) or current == (last if self.averaged else 0):
             return sorted(self.clients)
         draw = python_generator(self.config.seed, "evaluate-clients")
         return sorted(draw.sample(self.trainees, count))
@@ -205,7 +212,8 @@ class PromptFedAvg(FedAvg):
             return None
         result = self._summed(self.first_round + server_round, "evaluate", replies)
         self.observer.on_evaluate(result)
-        overall = total(result.tallies)
+        unseen = self.unseen_tasks
+        overall = total({t: tally for t, tally in result.tallies.items() if t not in unseen})
         return MetricRecord({"nll": overall.nll, "tokens": overall.tokens})
 
     def _summed(self, current: int, what: str, replies: Iterable[Message]) -> EvaluateRound:

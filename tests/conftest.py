@@ -12,14 +12,6 @@ from experiments.golden import curves
 from experiments.golden.tiny import save_tiny_llama
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that share the tests, one has all of a file, or all that share the golden
-    runs: what costs time there is made once."""
-    for item in items:
-        golden = "federation" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("golden" if golden else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random LLaMA of a few thousand parameters, with its tokenizer."""

@@ -63,13 +63,19 @@ def test_values_reach_their_typed_places():
             "test-fraction=0.6 and validation-fraction=0.4 leave nothing to train on",
         ),
         ({"validation-fraction": -0.1}, "validation-fraction=-0.1: must be at least 0 and less"),
-        ({"server-fraction": 0.0}, "server-fraction=0.0: must be more than 0 and less than 1"),
+        ({"server-fraction": -0.1}, "server-fraction=-0.1: must be at least 0 and less than 1"),
+        ({"server-fraction": 0.0}, "pretrain-data=server with server-fraction=0"),
         ({"pretrain-data": "all"}, "pretrain-data='all': must be one of server, pooled, own, none"),
         (
             {"server-data": "x", "pretrain-data": "own", "dataset": "dolly"},
             "server-data=x with pretrain-data=own",
         ),
         ({"server-data": "x"}, "server-data=x with dataset=skills, which is generated"),
+        (
+            {"keep": "best", "validation-fraction": 0.1, "evaluate-clients": 5},
+            "keep=best with evaluate-clients=5",
+        ),
+        ({"training": "centralised", "gate-sync": "local"}, "training=centralised with gate-sync"),
         ({"keep": "best"}, "keep=best needs validation-fraction above 0"),
         (
             {

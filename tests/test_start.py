@@ -1,6 +1,7 @@
 """What the rounds begin with, by `pretrain-data`, asked of real trainers without Flower."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,19 @@ class TestDeployment:
         found, asked = started(config, trainers, simulated=False)
         assert not asked
         assert found.keys() == {PROMPTS, PRETRAINED, *GATE}
+
+    def test_a_clients_own_rows_are_not_the_servers(self, tiny_llama, tmp_path):
+        config, trainers = self.deployed(tiny_llama, tmp_path)
+        same = replace(config, data=trainers[0].config.data)
+        with pytest.raises(ConfigError, match="needs server-data"):
+            started(same, trainers, simulated=False)
+
+    def test_vocabulary_needs_no_rows(self, tiny_llama, tmp_path):
+        changes = {"method": "prompt-tuning", "prompt_init": "vocab"}
+        config, trainers = self.deployed(tiny_llama, tmp_path, **changes)
+        found, asked = started(config, trainers, simulated=False)
+        assert asked == [0]
+        assert found.keys() == {PROMPTS}
 
     @pytest.mark.parametrize(
         ("source", "fix"), [("pooled", "own or none"), ("server", "needs server-data")]

@@ -47,6 +47,7 @@ VALUES = {
     "pretrain-prompt-steps": 3,
     "pretrain-gate-steps": 3,
     "pretrain-data": "pooled",
+    "server-fraction": 0.0,
 }
 """Every value that a curve depends on and whose default may change."""
 

@@ -125,10 +125,15 @@ def _matched(entries: Mapping[Config, Entry], method: str) -> dict[Config, Entry
         raise ConfigError(f"--match-parameters {method}: no entry of --methods is of that method")
     sizes = model_facts(given[0].backbone).sizes
     wanted = method_of(method).parameters(given[0], sizes)
-    matched = {}
+    matched: dict[Config, Entry] = {}
     for config, entry in entries.items():
         fixed = config.method in (method, "base")
         size = config if fixed else method_of(config.method).matched(config, sizes, wanted)
+        if size in matched:
+            raise ConfigError(
+                f"--match-parameters {method}: {matched[size].label!r} and {entry.label!r} become "
+                "one: leave one of them out"
+            )
         matched[size] = entry
     return matched
 

@@ -81,7 +81,7 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
     """
     config = configs[0]
     with showing("checking data and model", console):
-        from mops_fl.data import load_corpus, load_server_data
+        from mops_fl.data import load_corpus
         from mops_fl.models.weights import check_backbone
         from partitions import shares
 
@@ -89,7 +89,7 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
         say_data(corpus)
         shares(corpus, config)
         if config.data.server_data:
-            say_data(load_server_data(config.data, config.seed))
+            _check_server_data(config, corpus)
         native = ask_torch(config, resources)
         for each in configs:
             check_backbone(replace(each, backbone=replace(each.backbone, dtype=native.dtype)))
@@ -101,6 +101,20 @@ def check(configs: Sequence[Config], resources: Resources) -> str:
             "instructions for it, dtype=auto takes one that it has"
         )
     return native.dtype
+
+
+def _check_server_data(config: Config, corpus: "Corpus") -> None:
+    """Refuse rows of the server that are of no task of the run."""
+    from mops_fl.data import load_server_data
+    from mops_fl.data.examples import listed
+
+    server = load_server_data(config.data, config.seed)
+    say_data(server)
+    if not set(server.trained_tasks) & set(corpus.trained_tasks):
+        raise ConfigError(
+            f"server-data={config.data.server_data} has the tasks {listed(server.trained_tasks)}, "
+            f"none of the run's, which are {listed(corpus.trained_tasks)}: name a file with them"
+        )
 
 
 def say_data(corpus: "Corpus") -> None:

@@ -10,7 +10,7 @@ import typer
 from mops_fl.cli import options
 from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
-from mops_fl.config import Config, Scalar
+from mops_fl.config import EARLIER, Config, Scalar
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import absolute
 from mops_fl.machine import cores
@@ -100,5 +100,5 @@ def _resumed(folder: Path) -> Config:
     run = Run.read(folder)
     if run.facts["status"] == "completed":
         raise RunError(f"{folder} is completed: there is nothing to resume")
-    config = Config.from_flat(run.facts["config"])
+    config = Config.from_flat({**EARLIER, **run.facts["config"]})
     return replace(config, run_dir=str(absolute(folder)), resume=True)

@@ -24,13 +24,13 @@ class FedPrompt(Method):
         return {PROMPTS: (config.prompts.num_prompts, model.hidden_size)}
 
     def starts_from_model(self, layout: PromptConfig) -> bool:
-        """For P¹, and for vectors of vocabulary tokens."""
-        return self.pretrains(layout) or layout.prompt_init == "vocab"
+        """To pretrain, and for vectors of vocabulary tokens."""
+        return self.needs_rows(layout) or layout.prompt_init == "vocab"
 
     def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
         """By the number of vectors, in one group."""
         count = max(1, round(parameters / model.hidden_size))
-        layout = replace(config.prompts, experts=1, prompts_per_expert=count)
+        layout = replace(config.prompts, experts=1, prompts_per_expert=count, gate_top=0)
         return replace(config, prompts=layout)
 
     def values(self, name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:

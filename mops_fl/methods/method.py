@@ -88,6 +88,14 @@ class Method:
         steps = layout.pretrain_prompt_steps
         return self.pretrained and steps > 0 and layout.pretrain_data != "none"
 
+    def pretrains_gate(self, layout: PromptConfig) -> bool:
+        """Whether a gate is trained before round 1."""
+        return self.gated and layout.pretrain_gate_steps > 0 and layout.pretrain_data != "none"
+
+    def needs_rows(self, layout: PromptConfig) -> bool:
+        """Whether something is trained before round 1."""
+        return self.pretrains(layout) or self.pretrains_gate(layout)
+
     def starts_from_model(self, layout: PromptConfig) -> bool:
         """Whether the rounds begin with tensors that it takes the frozen model to make."""
         return False

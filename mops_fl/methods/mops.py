@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mops_fl.config import Config, PromptConfig
+from mops_fl.config import Config
 from mops_fl.methods.fedprompt import FedPrompt
 from mops_fl.wire.records import GATE, GATE_HIDDEN, GATE_OUTPUT, Shapes
 from mops_fl.wire.shapes import ModelSizes
@@ -33,11 +33,6 @@ class MoPs(FedPrompt):
         """The prompts, and the gate where it is synchronised."""
         kept = () if config.prompts.gate_sync == "fedavg" else GATE
         return tuple(name for name in names if name not in kept)
-
-    def starts_from_model(self, layout: PromptConfig) -> bool:
-        """As FedPrompt, and for a gate that is pretrained."""
-        gate = layout.pretrain_gate_steps > 0 and layout.pretrain_data != "none"
-        return gate or super().starts_from_model(layout)
 
     def matched(self, config: Config, model: ModelSizes, parameters: int) -> Config:
         """By `prompts-per-expert`; experts and gate stay."""

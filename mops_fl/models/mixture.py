@@ -112,7 +112,9 @@ class Mixture:
         self._method, self._adapters = method, adapters
         self._prefix, self._suffix = range(layer), range(layer, backbone.num_layers)
         self._prefix_cache: KeyValues | None = None
-        self._pretrained_states = torch.zeros(1, 0, backbone.hidden_size, device=backbone.device)
+        self._pretrained_states = torch.zeros(
+            (1, 0, backbone.hidden_size), dtype=backbone.dtype, device=backbone.device
+        )
         if pretrained is not None:
             self._prefix_cache = KeyValues()
             with torch.no_grad():

@@ -128,16 +128,16 @@ class RunFolder:
     def best_round(self) -> int | None:
         """The round with the lowest loss on validation rows, the first of equals.
 
-        Rounds are compared on the clients that were evaluated in all of them. None without any.
+        Rounds are compared on the clients that were evaluated in all of them; None without any.
         """
         table = [row for row in self._rows.get("validation.csv", []) if row[0] <= self.last_round()]
         held: dict[int, dict[int, Tally]] = {}
         for current, partition, _, nll, tokens in table:
             own = held.setdefault(current, {})
             own[partition] = own.get(partition, Tally()) + Tally(nll, tokens)
-        if not held:
+        common = set.intersection(*map(set, held.values())) if held else set()
+        if not common:
             return None
-        common = set.intersection(*(set(own) for own in held.values()))
         tallies = {c: sum((own[p] for p in sorted(common)), Tally()) for c, own in held.items()}
         return min(tallies, key=lambda current: (tallies[current].loss, current))
 

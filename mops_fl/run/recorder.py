@@ -73,7 +73,7 @@ class Recorder:
     def on_evaluate(self, result: EvaluateRound) -> None:
         """Write a round's evaluation."""
         seconds = self._end_phase()
-        unseen = self._config.data.unseen_task_list
+        unseen = self._folder.facts.get("unseen_tasks", [])
         overall = total({t: tally for t, tally in result.tallies.items() if t not in unseen})
         order = self._folder.tasks()
         tasks = [task for task in order if task in result.tallies]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mops_fl.config import defaults
+from mops_fl.config import EARLIER, defaults
 from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
 from mops_fl.run.folder import COLUMNS, read_facts, read_table
@@ -158,6 +158,8 @@ class Run:
             unseen = task in (self.facts.get("unseen_tasks") or ())
             table = self.part(self.evaluation, unseen_tasks=unseen).query("task == @task")
         sums = table.groupby(["round", "partition"])[["nll", "tokens"]].sum()
+        if sums.empty:
+            return pd.Series(dtype=float)
         return sums.groupby("round").apply(_ratio_error).astype(float)
 
     @property
@@ -351,10 +353,10 @@ def summary(groups: Iterable[Replicates]) -> dict[str, dict[str, Estimate]]:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations differ, but for the seed and the run folder.
 
-    Keys that an older run lacks have their defaults.
+    Keys that an older run lacks have the values that it ran with.
     """
     free = ("seed", "run-dir", "resume")
-    one, other = {**defaults(), **one}, {**defaults(), **other}
+    one, other = {**defaults(), **EARLIER, **one}, {**defaults(), **EARLIER, **other}
     return [key for key in one | other if key not in free and one.get(key) != other.get(key)]
 
 

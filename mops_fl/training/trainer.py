@@ -41,7 +41,7 @@ from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.kept import kept
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
 from mops_fl.training.pretraining import pretrain_gate, pretrain_prompt, vocabulary_prompts
-from mops_fl.wire.records import GATE, PRETRAINED, PROMPTS, Tensors
+from mops_fl.wire.records import PRETRAINED, PROMPTS, Tensors
 from mops_fl.wire.replies import Description
 from partitions import own_share, server_rows, shares
 
@@ -142,6 +142,8 @@ class Trainer:
             train=tuple(holding.train[task] for task in tasks),
             test=tuple(holding.test[task] for task in tasks),
             validation=tuple(holding.validation[task] for task in tasks),
+            unseen_tasks=len(self.corpus.unseen_tasks),
+            own_data=self._own_data,
             sizes=facts.sizes,
             injection_layer=self._injection_layer,
             model_digest=facts.digest,
@@ -246,7 +248,10 @@ class Trainer:
             DataError: a client has no training examples.
         """
         steps = self.config.train.local_steps
-        data = [self._local_data(partition, server_round, steps) for partition in partitions]
+        data = [
+            self._local_data(partition, self._trained_on(partition), server_round, steps)
+            for partition in partitions
+        ]
         return self._train(tensors, data, steps, frozen)
 
     def _train(
@@ -261,15 +266,17 @@ class Trainer:
         with doing("steps", of=steps, clients=len(data)) as on_step:
             return train(mixture, tensors, data, config, trained=trained, on_step=on_step)
 
-    def _local_data(self, partition: int, when: int | str, steps: int) -> LocalData:
-        """What a client trains on in a round, or at another time that has a name."""
-        examples = self._examples(self._trained_on(partition))
+    def _local_data(
+        self, partition: int, rows: tuple[int, ...], when: int | str, steps: int
+    ) -> LocalData:
+        """Rows in the order in which a client trains on them, in a round or at a named time."""
+        examples = self._examples(rows)
         wanted = steps * self.config.train.batch_size
         order = draw_order(len(examples), wanted, self.config.seed, partition, when)
         return LocalData(examples, order)
 
     def _trained_on(self, partition: int) -> tuple[int, ...]:
-        """Rows that a client trains on: its own, or those of all in one place."""
+        """Rows that a client trains on in a round: its own, or those of all in one place."""
         if self.config.training == "centralised":
             return self._pooled
         return self._share(partition).train
@@ -285,7 +292,7 @@ class Trainer:
             One result a client, in the same order.
         """
         steps = self.config.train.personal_steps
-        data = [self._local_data(partition, "personal", steps) for partition in partitions]
+        data = [self._local_data(p, self._share(p).train, "personal", steps) for p in partitions]
         results = self._train(tensors, data, steps, frozen)
         made = [{**t, **r.tensors} for t, r in zip(tensors, results, strict=True)]
         return self.evaluate_cohort(partitions, made, frozen)
@@ -382,15 +389,17 @@ class Trainer:
         tensors, frozen = dict(initial), Tensors()
         if PROMPTS not in tensors:
             return tensors
-        examples, own_tasks = self.pretraining_data(partition)
-        start, tasks = initial[PROMPTS], tasks or own_tasks
+        start, examples = initial[PROMPTS], list[Tokenised]()
+        if self.method.needs_rows(layout):
+            examples, own_tasks = self.pretraining_data(partition)
+            tasks = tasks or own_tasks
         if layout.prompt_init == "vocab":
             start, tensors[PROMPTS] = vocabulary_prompts(
                 self.backbone, self.mixture({}), layout.num_prompts, config.seed
             )
         if self.method.pretrains(layout):
             frozen = self._pretrained_prompt(examples, start)
-        if examples and GATE[0] in tensors and layout.pretrain_gate_steps:
+        if self.method.pretrains_gate(layout):
             mixture = self.mixture(frozen)
             with doing("steps of the gate", of=layout.pretrain_gate_steps) as on_step:
                 tensors = pretrain_gate(mixture, tensors, examples, tasks, config.seed, on_step)

@@ -104,6 +104,13 @@ class Fields:
             raise MalformedError(f"{key}={shown(value)} instead of {_range(low, high)}")
         return value
 
+    def truth(self, key: str) -> bool:
+        """True or false."""
+        value = self._take(key)
+        if not isinstance(value, bool):
+            raise MalformedError(f"{key}={shown(value)} instead of true or false")
+        return value
+
     def number(self, key: str, low: float, high: float) -> float:
         """A finite float from `low` to `high`."""
         return _number(key, self._take(key), low, high)

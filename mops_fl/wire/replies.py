@@ -51,6 +51,10 @@ class Description:
     """Held-out rows of each task."""
     validation: tuple[int, ...]
     """Rows of each task that are neither trained on nor held out: what choices are made by."""
+    unseen_tasks: int
+    """How many tasks, the last of them, are evaluated and never trained on."""
+    own_data: bool
+    """Whether its rows are its own alone, not a share of what all have a copy of."""
     sizes: ModelSizes
     injection_layer: int
     """L_int: where the prefix ends."""
@@ -71,6 +75,11 @@ class Description:
         return sum(self.train)
 
     @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The tasks that are trained on, in expert order."""
+        return self.tasks[: len(self.tasks) - self.unseen_tasks]
+
+    @property
     def backbone(self) -> dict[str, str | int]:
         """What must be the same on all clients, by its name."""
         return {
@@ -89,6 +98,8 @@ class Description:
                 "train": list(self.train),
                 "test": list(self.test),
                 "validation": list(self.validation),
+                "unseen-tasks": self.unseen_tasks,
+                "own-data": self.own_data,
                 **self.backbone,
                 "data-digest": self.data_digest,
                 "skipped-reasons": list(self.skipped),
@@ -117,6 +128,8 @@ class Description:
             train=fields.wholes("train", len(tasks), 0),
             test=fields.wholes("test", len(tasks), 0),
             validation=fields.wholes("validation", len(tasks), 0),
+            unseen_tasks=fields.whole("unseen-tasks", 0, len(tasks)),
+            own_data=fields.truth("own-data"),
             sizes=ModelSizes(*(fields.whole(name, 1) for name in ModelSizes.names())),
             injection_layer=fields.whole("injection-layer", 0),
             model_digest=fields.text("model-digest", _HEX),

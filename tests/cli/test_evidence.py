@@ -44,7 +44,8 @@ def simulate(folder: Path, name: str, **values) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder):
     """MoPs with one expert an example and everything held back, kept at the best round."""
-    return simulate(folder, "whole", gate_top=1, keep="best", engine="cohort", cohort_size=2)
+    values = {"gate_top": 1, "keep": "best", "evaluate_clients": 0, "cohort_size": 2}
+    return simulate(folder, "whole", engine="cohort", **values)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,17 @@ def table(run: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(run / f"{name}.csv", keep_default_na=False)
 
 
-def test_unseen_clients_never_train_and_are_evaluated_at_the_end(whole):
-    unseen = set(facts(whole)["unseen_clients"])
+@pytest.mark.parametrize("name", ["whole", "local"])
+def test_unseen_clients_never_train(name, request):
+    run = request.getfixturevalue(name)
+    unseen = set(facts(run)["unseen_clients"])
     assert len(unseen) == 2
-    assert not unseen & set(table(whole, "clients")["partition"])
-    evaluated = table(whole, "evaluation").groupby("round")["partition"].agg(set)
+    assert not unseen & set(table(run, "clients")["partition"])
+
+
+def test_a_sample_of_clients_is_evaluated_and_all_after_the_last_round(local):
+    unseen = set(facts(local)["unseen_clients"])
+    evaluated = table(local, "evaluation").groupby("round")["partition"].agg(set)
     assert evaluated[ROUNDS] == set(range(8))
     # a sample of those that train, the same in every round but the last
     assert evaluated[0] == evaluated[1]
@@ -161,6 +168,7 @@ def test_base_trains_nothing_and_centralised_trains_on_all_rows(folder):
     base = simulate(folder, "base", method="base", personal_steps=0)
     assert facts(base)["trainable_parameters"] == facts(base)["bytes_per_round"] == 0
     assert [*table(base, "rounds")["round"].unique()] == [0]
+    assert set(table(base, "evaluation")["partition"]) == set(range(8))
     together = simulate(folder, "together", training="centralised", evaluate_clients=0)
     (examples,) = table(together, "clients")["examples"].unique()
     held = table(together, "partition")

@@ -57,7 +57,8 @@ def tensors(name: str, backbone: Backbone, seed: int = 0):
 
 def losses(mixture: Mixture, trainable: Trainable, examples, owner=None) -> torch.Tensor:
     batch = collate(examples, mixture.backbone.device)
-    return mixture.nll(trainable, batch, mixture.prefix_states(batch), None, owner)[0]
+    states = mixture.prefix_states(batch)
+    return mixture.nll(trainable, batch, states, mixture.gate_features(states, batch), owner)[0]
 
 
 class Peft:
@@ -175,3 +176,20 @@ def test_a_method_of_one_size_says_so(name):
     config = Config.from_flat({"method": name})
     with pytest.raises(ConfigError, match=f"method={name} always trains"):
         method_of(name).matched(config, ModelSizes(64, 4, 64, 32, 128), 1000)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_method_on_a_backbone_in_half_precision(name, dtype, backbone, tiny_llama):
+    half = Backbone(LlamaForCausalLM.from_pretrained(tiny_llama, dtype=dtype))
+    values = tensors(name, backbone)
+    exact = losses(
+        mixture_of(name, backbone), Trainable([values] * 2, half.device), ROWS[:2], [0, 1]
+    )
+    trainable = Trainable([values] * 2, half.device)
+    near = losses(mixture_of(name, half), trainable, ROWS[:2], [0, 1])
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, exact, rtol=0.1, atol=0.3)
+    if trainable.parameters():
+        near.sum().backward()
+        assert all(torch.isfinite(tensor.grad).all() for tensor in trainable.parameters())

@@ -61,6 +61,15 @@ def test_centralised_trains_on_all_rows_but_those_of_unseen_clients(tiny_llama):
     together = trainer(tiny_llama, training="centralised", unseen_clients=0.4)
     alone = trainer(tiny_llama, training="local", unseen_clients=0.4)
     (unseen,) = unseen_partitions(together.config.partition, together.config.seed)
-    rows = [alone._local_data(client, 1, 5).examples for client in range(3) if client != unseen]
-    everything = together._local_data(0, 1, 5).examples
+    rows = [alone._examples(alone._trained_on(client)) for client in range(3) if client != unseen]
+    everything = together._examples(together._trained_on(0))
     assert sorted(everything, key=repr) == sorted((row for own in rows for row in own), key=repr)
+
+
+def test_personalisation_is_on_a_clients_own_rows_whatever_came_before(tiny_llama):
+    results = []
+    for training in ("federated", "centralised"):
+        one = trainer(tiny_llama, method="lora", training=training, personal_steps=4)
+        tensors = one.method.initial(one.config, one.model_facts.sizes, 0)
+        results.append(one.personalise_cohort([1, 2], [tensors, tensors], {}))
+    assert results[0] == results[1]

@@ -14,6 +14,7 @@ from mops_fl.data import Corpus, Example, Share, evaluated, load_corpus, split, 
 from mops_fl.errors import ConfigError, DataError
 from partitions import own_share, server_rows, shares
 
+NO_SERVER = {"pretrain_data": "pooled", "server_fraction": 0.0}
 KINDS = ("dirichlet", "iid", "pathological", "natural-id")
 TASKS = tuple(f"task{number}" for number in range(7))
 UNSEEN = ("new", "newer")
@@ -69,7 +70,9 @@ def test_parts_are_a_partition_of_the_corpus(
     parts = [part for s in found for part in (s.train, s.test, s.validation, s.unseen)]
     assert sorted(itertools.chain(servers, *parts)) == list(range(1000 + unseen))
     assert all(list(part) == sorted(part) for part in parts)
-    assert bool(servers) == (source == "server")
+    # whatever the server pretrains on, so that runs that differ in it alone are on the same rows
+    assert servers == server_rows(data, replace(settled, prompts=config().prompts))
+    assert servers
     trained = [row for s in found for row in (*s.train, *s.test, *s.validation)]
     assert {*trained, *servers} == set(range(1000))
     sizes = [len(share.unseen) for share in found]
@@ -99,7 +102,7 @@ def test_neither_validation_nor_unseen_tasks_change_the_test_part(kind: str) -> 
     ],
 )
 def test_shares_without_a_server_are_those_that_were_recorded(kind: str, digest: str) -> None:
-    found = shares(corpus(), config(kind, seed=7, pretrain_data="pooled", min_client_samples=10))
+    found = shares(corpus(), config(kind, seed=7, min_client_samples=10, **NO_SERVER))
     text = json.dumps([[share.train, share.test] for share in found])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
@@ -226,7 +229,7 @@ def test_all_rows_are_evaluated_where_not_fewer_are_wanted(wanted: int) -> None:
 
 
 def test_the_clients_test_parts_make_the_global_test_set() -> None:
-    keys = {"num-samples": 2000, "pretrain-data": "pooled"}
+    keys = {"num-samples": 2000, "pretrain-data": "pooled", "server-fraction": 0.0}
     config = Config.from_flat(keys)
     corpus = load_corpus(config.data, seed=0)
     found = shares(corpus, config)

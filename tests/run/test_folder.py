@@ -224,3 +224,14 @@ def test_made_once_forgets_what_was_not_finished(tmp_path):
     with made_once(tmp_path / "made") as made:
         assert made.folder is None
         assert (made.target / "part").read_text() == "whole"
+
+
+def test_rounds_without_a_common_client_are_not_compared(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.save_checkpoint(2, {})
+    folder.add_rows("validation.csv", [(0, 1, "a", 9.0, 3), (1, 2, "a", 3.0, 3)])
+    assert folder.best_round() is None
+    folder.set_rows(
+        "validation.csv", [(r, 1, "a", nll, 3) for r, nll in enumerate((9.0, 3.0, 6.0))]
+    )
+    assert folder.best_round() == 1

@@ -63,6 +63,8 @@ def description(partition: int, **changes) -> Description:
         "train": (EXAMPLES[partition], 0),
         "test": (5, 5),
         "validation": (0, 0),
+        "unseen_tasks": 0,
+        "own_data": False,
         "sizes": SIZES,
         "injection_layer": 1,
         "model_digest": "1" * 64,
@@ -339,6 +341,27 @@ class TestAlone:
             assert (own[PROMPTS] == (0 if partition == 4 else partition + 1)).all()
         asked = sent(made.configure_evaluate(3, after, ConfigRecord(), None))
         assert (from_array_record(asked[7].content[ARRAYS])[PROMPTS] == 8).all()
+
+    def test_a_client_that_was_not_there_at_the_start_has_no_tensors(self):
+        made = strategy(cls=Local)
+        arrays = self.start(made)
+        made.clients[10] = Client(9, description(9, partition=10))
+        with pytest.raises(RunError, match="client 10 was not there when the run began"):
+            made.configure_evaluate(4, arrays, ConfigRecord(), None)
+
+    def test_unseen_tasks_are_in_no_total(self):
+        made = strategy("mops", **{"eval-every": 1})
+        for partition, client in made.clients.items():
+            own = dataclasses.replace(client.description, unseen_tasks=1)
+            made.clients[partition] = dataclasses.replace(client, description=own)
+        assert made.unseen_tasks == ["odd"]
+        asked = evaluate(made)
+        metrics = made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in asked])
+        assert metrics["tokens"] == made.observer.evaluate[0].tallies["even"].tokens
+
+    def test_what_trains_nothing_is_evaluated_on_all_clients_at_once(self):
+        made = strategy("base", **{"evaluate-clients": 4, "eval-every": 1})
+        assert list(evaluate(made, 0)) == list(range(10))
 
     def test_centralised_is_one_worker_with_the_rows_of_all(self):
         made = strategy(cls=Centralised)

@@ -31,7 +31,7 @@ def test_a_row_with_a_token_beyond_the_vocabulary_is_left_out(tiny_llama, tmp_pa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"dtype": "float32", "model": str(model), "dataset": "jsonl", "data-path": str(file)}
     sizes = {"num-samples": 0, "num-clients": 2, "active-clients": 2, "partition": "iid"}
-    sizes |= {"pretrain-data": "pooled"}
+    sizes |= {"pretrain-data": "pooled", "server-fraction": 0.0}
     trainer = Trainer(Config.from_flat({**values, **sizes}))
     held = [trainer.holding(client) for client in (0, 1)]
     assert sum(h.train["a"] + h.test["a"] for h in held) == 38
@@ -107,7 +107,7 @@ class TestPretrainingData:
         """Rows that the clients hold of each part."""
         clients = range(trainer.config.partition.num_clients)
         parts = {
-            "train": [trainer._local_data(client, 1, 4).examples for client in clients],
+            "train": [trainer._examples(trainer._trained_on(client)) for client in clients],
             "held out": [trainer._held_out(client)[0] for client in clients],
             "validation": [trainer._held_out(client)[1] for client in clients],
         }
@@ -135,13 +135,13 @@ class TestPretrainingData:
         values = {"pretrain_data": "pooled", "unseen_clients": 0.5}
         trainer = self.trainer(tiny_llama, tmp_path, **values)
         unseen = unseen_partitions(trainer.config.partition, 0)
-        seen = [trainer._local_data(c, 1, 4).examples for c in range(4) if c not in unseen]
+        seen = [trainer._examples(trainer._trained_on(c)) for c in range(4) if c not in unseen]
         assert len(seen) == 2
         assert trainer.pretraining_data(0)[0] == [row for rows in seen for row in rows]
 
     def test_own_are_one_clients_and_none_are_none(self, tiny_llama, tmp_path):
         trainer = self.trainer(tiny_llama, tmp_path, pretrain_data="own")
-        assert trainer.pretraining_data(2)[0] == trainer._local_data(2, 1, 4).examples
+        assert trainer.pretraining_data(2)[0] == trainer._examples(trainer._trained_on(2))
         trainer = self.trainer(tiny_llama, tmp_path, pretrain_data="none")
         assert trainer.pretraining_data(2) == ([], ("a", "b"))
         initial = initial_tensors(trainer.config.prompts, 32, 0, True)

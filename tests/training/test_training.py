@@ -240,7 +240,7 @@ class TestTrainer:
         return Trainer(Config.from_flat({**self.FLAT, "model": str(tiny_llama), **changes}))
 
     def test_clients_share_nothing_and_cover_everything(self, tiny_llama):
-        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled"})
+        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled", "server-fraction": 0.0})
         counted = 0
         for partition in range(6):
             holding = trainer.holding(partition)

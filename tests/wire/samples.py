@@ -37,6 +37,8 @@ def description(**changes) -> Description:
         "train": (20, 10, 0),
         "test": (2, 1, 0),
         "validation": (1, 0, 0),
+        "unseen_tasks": 1,
+        "own_data": False,
         "sizes": sizes(3),
         "injection_layer": 1,
         "model_digest": "1" * 64,
