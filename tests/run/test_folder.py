@@ -231,7 +231,6 @@ def test_rounds_without_a_common_client_are_not_compared(tmp_path):
     folder.save_checkpoint(2, {})
     folder.add_rows("validation.csv", [(0, 1, "a", 9.0, 3), (1, 2, "a", 3.0, 3)])
     assert folder.best_round() is None
-    folder.set_rows(
-        "validation.csv", [(r, 1, "a", nll, 3) for r, nll in enumerate((9.0, 3.0, 6.0))]
-    )
+    rows = [(server_round, 1, "a", nll, 3) for server_round, nll in enumerate((9.0, 3.0, 6.0))]
+    folder.set_rows("validation.csv", rows)
     assert folder.best_round() == 1

@@ -345,7 +345,7 @@ class TestAlone:
     def test_a_client_that_was_not_there_at_the_start_has_no_tensors(self):
         made = strategy(cls=Local)
         arrays = self.start(made)
-        made.clients[10] = Client(9, description(9, partition=10))
+        made.clients[10] = Client(9, dataclasses.replace(description(9), partition=10))
         with pytest.raises(RunError, match="client 10 was not there when the run began"):
             made.configure_evaluate(4, arrays, ConfigRecord(), None)
 
