@@ -531,7 +531,7 @@ def test_partition(run, tmp_path):
 
 def test_partition_shows_what_is_held_back(run):
     keys = ("num-samples=200", "active-clients=2", "unseen-clients=0.2", "unseen-tasks=sort")
-    keys += ("validation-fraction=0.2", "pretrain-data=pooled")
+    keys += ("validation-fraction=0.2", "pretrain-data=pooled", "server-fraction=0.0")
     values = [word for key in keys for word in ("-c", key)]
     code, out, err = run("partition", "--clients", "10", *values)
     assert code == 0, err
