@@ -57,10 +57,10 @@ class TestFailures:
     def test_no_data(self, config, monkeypatch):
         whole = Trainer._local_data
 
-        def empty(self, partition, server_round, steps):
+        def empty(self, partition, *arguments):
             if partition == 0:
                 raise DataError("no training examples for 0/1")
-            return whole(self, partition, server_round, steps)
+            return whole(self, partition, *arguments)
 
         monkeypatch.setattr(Trainer, "_local_data", empty)
         answers = (
