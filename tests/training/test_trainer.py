@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from instruction_files import write_superni
 from trainables import initial_tensors
 
 from mops_fl.config import Config
@@ -15,6 +16,7 @@ from mops_fl.training import trainer as trainer_module
 from mops_fl.training.kept import kept
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import PRETRAINED
+from mops_fl.wire.replies import Description
 
 
 def test_a_row_with_a_token_beyond_the_vocabulary_is_left_out(tiny_llama, tmp_path):
@@ -165,3 +167,15 @@ class TestPretrainingData:
         trainer = self.trainer(tiny_llama, tmp_path, own_data=True, pretrain_data=source)
         with pytest.raises(ConfigError, match=f"pretrain-data={source} where a client has its own"):
             trainer.pretraining_data(0)
+
+
+def test_unseen_tasks_have_the_names_that_the_data_give_them(tiny_llama, tmp_path):
+    folder = write_superni(tmp_path / "superni", ("task001", "task002", "task044"), 30)
+    flat = {"model": str(tiny_llama), "dtype": "float32", "dataset": "superni", "num-samples": 0}
+    flat |= {"data-path": str(folder), "num-clients": 2, "active-clients": 1, "max-length": 64}
+    flat |= {"tasks": "task001,task002", "unseen-tasks": "task044"}
+    trainer = Trainer(Config.from_flat(flat))
+    told = Description.read(trainer.description(0).content(), 2)
+    assert told.trained_tasks == ("task001_toy", "task002_toy")
+    assert told.tasks[-1] == "task044_toy"
+    assert (told.train[-1], told.test[-1], told.own_data) == (0, 15, False)
