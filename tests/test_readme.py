@@ -31,7 +31,7 @@ T = TypeVar("T")
 README = (app_folder() / "README.md").read_text(encoding="utf-8")
 
 SMALL = {
-    "num-samples": "1000",
+    "num-samples": "1200",
     "eval-samples": "1",
     "num-server-rounds": "2",
     "local-steps": "2",
