@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from mops_fl.config import EARLIER
 from mops_fl.errors import RunError
 from mops_fl.files import replacing, write_text
 from mops_fl.metrics import Tally
@@ -99,7 +100,7 @@ class RunFolder:
         folder.facts = read_facts(path)
         if folder.facts["status"] == "completed":
             raise RunError(f"run-dir={str(path)!r} is complete: there is nothing to resume")
-        for key, value in folder.facts["config"].items():
+        for key, value in {**EARLIER, **folder.facts["config"]}.items():
             if key not in ("resume", "run-dir") and config.get(key) != value:
                 raise RunError(
                     f"{key}={config.get(key)!r} but the run in {path} has {value!r}: "

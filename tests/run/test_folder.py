@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mops_fl.config import Config
+from mops_fl.config import EARLIER, Config
 from mops_fl.errors import RunError
 from mops_fl.files import made_once, replacing, write_text
 from mops_fl.metrics import GateSum, Tally
@@ -234,3 +234,11 @@ def test_rounds_without_a_common_client_are_not_compared(tmp_path):
     rows = [(server_round, 1, "a", nll, 3) for server_round, nll in enumerate((9.0, 3.0, 6.0))]
     folder.set_rows("validation.csv", rows)
     assert folder.best_round() == 1
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_what_it_ran_with(tmp_path):
+    """Its configuration lacks keys whose defaults would give clients other rows."""
+    RunFolder.create(tmp_path / "run", {"config": {"seed": 0}, "method": "mops", "seed": 0})
+    with pytest.raises(RunError, match="pretrain-data='server' but the run in .* has 'pooled'"):
+        RunFolder.reopen(tmp_path / "run", {"seed": 0, "pretrain-data": "server"})
+    RunFolder.reopen(tmp_path / "run", {"seed": 0, **EARLIER})
