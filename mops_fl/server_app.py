@@ -146,7 +146,7 @@ def _frozen(config: Config, clients: Mapping[int, Client], tensors: Tensors) -> 
     """P¹ and whatever else of the tensors the method does not average."""
     method, sizes = method_of(config.method), _sizes(clients)
     known = method.all_shapes(config, sizes)
-    averaged = method.averaged(config, tuple(method.shapes(config, sizes)))
+    averaged = method.travelling(config, sizes)
     return {n: v for n, v in tensors.items() if n in known and n not in averaged}
 
 

@@ -75,8 +75,7 @@ class PromptFedAvg(FedAvg):
         self.observer, self.first_round = observer, first_round
         self.method = method_of(config.method)
         sizes = next(iter(clients.values())).description.sizes
-        names = tuple(self.method.shapes(config, sizes))
-        self.averaged = self.method.averaged(config, names)
+        self.averaged = self.method.travelling(config, sizes)
         """Names of the tensors that travel both ways."""
         self._unseen = unseen_partitions(config.partition, config.seed)
         self._last_trained = dict(last_trained or {})
@@ -222,7 +221,7 @@ class PromptFedAvg(FedAvg):
         valid, failures = self._sift(replies, current, what, self._read_evaluation)
         for partition, reply in valid.items():
             self._tokens[partition] = _tokens(reply.tallies), _tokens(reply.validation)
-        seen = {partition: valid[partition] for partition in valid if partition in self.trainees}
+        seen = {partition: valid[partition] for partition in valid if partition not in self._unseen}
         gates: dict[str, GateSum] = {}
         for reply in seen.values():
             for task, gate in reply.gate.items():

@@ -100,6 +100,10 @@ class Method:
         """Whether the rounds begin with tensors that it takes the frozen model to make."""
         return False
 
+    def travelling(self, config: Config, model: ModelSizes) -> tuple[str, ...]:
+        """`averaged`, of the tensors for a model."""
+        return self.averaged(config, tuple(self.shapes(config, model)))
+
     def parameters(self, config: Config, model: ModelSizes) -> int:
         """How many numbers a client trains."""
         shapes = self.shapes(config, model)

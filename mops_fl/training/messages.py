@@ -146,7 +146,7 @@ def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
     config, sizes = trainer.config, trainer.model_facts.sizes
     method = method_of(config.method)
     shapes = method.all_shapes(config, sizes)
-    averaged = method.averaged(config, tuple(method.shapes(config, sizes)))
+    averaged = method.travelling(config, sizes)
     request = _read(message, lambda content: RoundRequest.read(content, shapes, averaged))
     gate, frozen = local_gate.split(request.frozen)
     partition, assignment = partition_of(context), request.assignment
