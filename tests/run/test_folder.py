@@ -239,6 +239,6 @@ def test_rounds_without_a_common_client_are_not_compared(tmp_path):
 def test_a_run_of_an_earlier_version_goes_on_with_what_it_ran_with(tmp_path):
     """Its configuration lacks keys whose defaults would give clients other rows."""
     RunFolder.create(tmp_path / "run", {"config": {"seed": 0}, "method": "mops", "seed": 0})
-    with pytest.raises(RunError, match="pretrain-data='server' but the run in .* has 'pooled'"):
+    with pytest.raises(RunError, match=r"pretrain-data='server' but the run in .* has 'pooled'"):
         RunFolder.reopen(tmp_path / "run", {"seed": 0, "pretrain-data": "server"})
     RunFolder.reopen(tmp_path / "run", {"seed": 0, **EARLIER})
