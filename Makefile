@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
+# A whole simulation mostly waits for one process after another to start: two run side by side.
+SIDE_BY_SIDE := -n 2 --dist loadgroup
+
 BENCHMARKS := steps round scaling federation peak store communication
 
 .PHONY: help simulate test test-fast bench golden clean
@@ -20,10 +23,10 @@ test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-fast: $(INSTALLED)  ## The tests that take seconds.
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
 
 bench: $(INSTALLED)  ## The benchmarks' CPU part, in under 10 minutes; tables, and JSON in runs/benchmarks.
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.benchmarks.$$name --quick || exit 1; done

@@ -12,6 +12,14 @@ from experiments.golden import curves
 from experiments.golden.tiny import save_tiny_llama
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that share the tests, one has all of a file, or all that share the golden
+    runs: what costs time there is made once."""
+    for item in items:
+        golden = "federation" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("golden" if golden else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random LLaMA of a few thousand parameters, with its tokenizer."""
@@ -28,10 +36,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def federation(
     tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[curves.Case, int], Path]:
-    """Runs a golden case through Flower and Ray, once a session: its run folder."""
+    """Runs a golden case through Flower and Ray, once a session: its run folder.
+
+    Cohorts are shared by two workers where nothing else is said.
+    """
     folder, done = tmp_path_factory.mktemp("golden"), {}
 
-    def run(case: curves.Case, workers: int = 2) -> Path:
+    def run(case: curves.Case, workers: int = 0) -> Path:
+        workers = workers or (2 if case.engine == "cohort" else 1)
         if (case, workers) not in done:
             done[case, workers] = curves.run(case, tiny_llama, folder, workers=workers)
         return done[case, workers]

@@ -18,7 +18,7 @@ VALUES = {
 }
 
 
-def simulate(folder: Path, name: str, values: dict, workers: int = 2) -> Path:
+def simulate(folder: Path, name: str, values: dict, workers: int = 1) -> Path:
     """Run one to its end below `folder`; its run folder."""
     return run(folder, name, {**VALUES, **values}, f"--workers={workers}")
 

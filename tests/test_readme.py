@@ -163,7 +163,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         subprocess.run(["git", *command.split()], cwd=folder, check=True)
     make_small(folder)
     home = folder.parent
-    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | {
+    # what the shell of a user has not: proxies of the machine, and a make that is already running
+    ours = re.compile(r".*_proxy|MAKE\w*|MFLAGS", flags=re.IGNORECASE)
+    environment = {k: v for k, v in os.environ.items() if not ours.fullmatch(k)} | {
         "HOME": str(home),
         "MOPS_FL_CACHE": str(home / "cache"),
         "FLWR_HOME": str(home / "flwr"),

@@ -150,7 +150,7 @@ def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(name, request, t
     said = {**facts(cut), "status": "failed", "kept_round": None}
     (cut / "run.json").write_text(json.dumps(said))
     resumed = subprocess.run(
-        [small_run.COMMAND, "simulate", "--resume", str(cut), "--workers=2"],
+        [small_run.COMMAND, "simulate", "--resume", str(cut), "--workers=1"],
         capture_output=True,
         text=True,
         timeout=1600,
