@@ -31,6 +31,10 @@ METHODS = {
 }
 """The values of `method`, and the class of each."""
 
+AGGREGATIONS = (
+    *("fedavg", "fedavgm", "fedadam", "median", "trimmed-mean", "multi-krum", "gate-weighted"),
+)
+
 
 def _choice(*values: str) -> Any:
     return field(metadata={"choices": values})
@@ -201,6 +205,39 @@ class TrainConfig:
     """AdamW's, without weight decay."""
     personal_steps: int = _at_least(0)
     """Steps that every client takes by itself after the last round, before a last evaluation."""
+    proximal: float = _at_least(0)
+    """μ of FedProx (Li et al., 2020): μ/2 times the squared distance to the tensors that the client
+    was sent is added to its loss; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationConfig:
+    """From a round's replies to the next round's tensors, and clients that would spoil them."""
+
+    aggregation: str = _choice(*AGGREGATIONS)
+    """The rule; `strategies/aggregation.py` has each with its source."""
+    clip_norm: float = _at_least(0)
+    """L2 norm, over all averaged tensors together, to which a client's update is scaled down before
+    it is aggregated; 0 for no limit."""
+    server_learning_rate: float = _at_least(0)
+    """η of `fedavgm` and `fedadam`; 0 for 1 with the former and 0.01 with the latter."""
+    server_momentum: float = _at_least(0, below=1)
+    """β of `fedavgm`, β₁ of `fedadam`."""
+    server_beta2: float = _at_least(0, below=1)
+    """β₂ of `fedadam`."""
+    server_tau: float = _positive()
+    """τ of `fedadam`, its degree of adaptivity."""
+    trim_fraction: float = _at_least(0, below=0.5)
+    """Share of the values that `trimmed-mean` leaves out at either end."""
+    krum_malicious: int = _at_least(0)
+    """f of `multi-krum`: clients of a round that may be malicious; so many are left out."""
+    malicious_clients: int = _at_least(0)
+    """Clients, drawn by the seed, that send an attack instead of what they trained (simulations
+    only: to see what a rule withstands)."""
+    attack: str = _choice("noise", "sign-flip", "scale")
+    """In place of an update u: noise as long as s·u, -s·u, or s·u."""
+    attack_scale: float = _positive()
+    """s of the attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +290,13 @@ class Config:
     prompts: PromptConfig
     adapters: AdapterConfig
     train: TrainConfig
+    aggregation: AggregationConfig
     federation: FederationConfig
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for name in ("backbone", "data", "partition", "prompts", "adapters", "train", "federation"):
-            _check_fields(getattr(self, name))
+        for group in _groups(type(self)):
+            _check_fields(getattr(self, group.name))
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -269,6 +307,7 @@ class Config:
                 f"choose active-clients of at most {clients}"
             )
         self._check_unseen_clients()
+        self._check_aggregation()
         _check_path("dataset", self.data.dataset, "data-path", self.data.data_path)
         _check_parts(self.data)
         self._check_server_data()
@@ -335,6 +374,35 @@ class Config:
                 f"unseen-clients={partition.unseen_clients:g} of num-clients="
                 f"{partition.num_clients} leaves {seen} clients that train, fewer than "
                 f"active-clients={active}: choose smaller unseen-clients or active-clients"
+            )
+
+    def _check_aggregation(self) -> None:
+        own, training = self.aggregation, self.training
+        averaged = "training=federated, where replies are aggregated"
+        if own.aggregation != "fedavg" and training != "federated":
+            raise ConfigError(
+                f"aggregation={own.aggregation} with training={training}: it goes with {averaged}"
+            )
+        if own.clip_norm and training != "federated":
+            raise ConfigError(
+                f"clip-norm={own.clip_norm:g} with training={training}: it goes with {averaged}"
+            )
+        if own.aggregation == "gate-weighted" and self.method != "mops":
+            raise ConfigError(
+                f"aggregation=gate-weighted with method={self.method}: it weighs experts by their "
+                "gate, which only mops has"
+            )
+        active = self.federation.active_clients
+        if own.aggregation == "multi-krum" and own.krum_malicious > active - 3:
+            raise ConfigError(
+                f"krum-malicious={own.krum_malicious} with active-clients={active}: multi-krum "
+                f"tells so many from {own.krum_malicious + 3} clients or more a round"
+            )
+        seen = self.partition.num_clients - self.partition.num_unseen
+        if own.malicious_clients > seen:
+            raise ConfigError(
+                f"malicious-clients={own.malicious_clients} is more than the {seen} clients that "
+                f"train: choose at most {seen}"
             )
 
     def _check_server_data(self) -> None:

@@ -8,6 +8,10 @@ TOTAL = "all"
 """The name under which the sum over tasks is written."""
 
 
+LARGEST_LOSS = 1e4
+"""Nats of an answer token at most; stands for a loss that is not a number, too."""
+
+
 @dataclass(frozen=True)
 class Tally:
     """A sum of negative log-likelihoods in nats, over a number of answer tokens."""

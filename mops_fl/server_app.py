@@ -13,6 +13,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
+from mops_fl.data.split import malicious_partitions
 from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import ConfigError, RunError
@@ -85,6 +86,11 @@ def _run(
             "training=centralised in a deployment: the clients' rows stay with the clients; use "
             "training=federated or training=local"
         )
+    if config.aggregation.malicious_clients and not simulated:
+        raise ConfigError(
+            f"malicious-clients={config.aggregation.malicious_clients} in a deployment: attacks "
+            "are for simulations, set it to 0"
+        )
     clients = _find_clients(config, folder, grid)
     _check_same(folder, _facts(clients))
     done = folder.last_round()
@@ -103,6 +109,8 @@ def _run(
         max(done, 0),
         folder.last_trained(),
     )
+    if done >= 0:
+        strategy.aggregation.state = folder.load_state(done)
     trained = {name: value for name, value in tensors.items() if name not in frozen}
     arrays = to_array_record(trained if done >= 0 else strategy.initial(trained))
     folder.update(
@@ -110,6 +118,7 @@ def _run(
         bytes_per_round=strategy.bytes_per_round(arrays),
         unseen_clients=sorted(clients.keys() - strategy.trainees),
         unseen_tasks=strategy.unseen_tasks,
+        malicious_clients=sorted(malicious_partitions(config)),
     )
     if done < 0:
         strategy.evaluate_initial(grid, arrays)
@@ -117,7 +126,8 @@ def _run(
     def end_round(server_round: int, arrays) -> None:
         current = max(done, 0) + server_round
         if current > done:
-            recorder.on_round_end(current, {**frozen, **from_array_record(arrays)})
+            made = {**frozen, **from_array_record(arrays)}
+            recorder.on_round_end(current, made, strategy.aggregation.state)
 
     rounds = config.federation.num_server_rounds if strategy.averaged else 0
     strategy.start(

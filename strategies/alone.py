@@ -42,7 +42,9 @@ class Local(PromptFedAvg):
             )
         return ArrayRecord({name: arrays[f"{partition}/{name}"] for name in self.averaged})
 
-    def combined(self, arrays: ArrayRecord, valid: Mapping[int, Trained]) -> Tensors:
+    def combined(
+        self, server_round: int, arrays: ArrayRecord, valid: Mapping[int, Trained]
+    ) -> Tensors:
         """Each client's own, trained where its reply was valid."""
         kept = {name: array.numpy() for name, array in arrays.items()}
         for partition, reply in valid.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mops_fl.wire.records import Tensors
 
 
-def weighted_mean(tensors: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
+def weighted_mean(tensors: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     """The mean of each tensor over clients (FedAvg, McMahan et al. 2017).
 
     Args:

@@ -1,10 +1,11 @@
-"""FedAvg (McMahan et al., 2017) over a method's tensors: seeded sampling, strict replies."""
+"""A method's tensors, round by round: seeded sampling, strict replies, one rule of aggregation."""
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -16,12 +17,14 @@ from mops_fl.errors import RunError
 from mops_fl.methods import method_of
 from mops_fl.metrics import GateSum, Tallies, merge, total
 from mops_fl.seeding import python_generator
+from mops_fl.wire.parsing import LARGEST_VALUE
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     FROZEN,
     PROMPTS,
     Tensors,
+    from_array_record,
     num_bytes,
     to_array_record,
 )
@@ -35,7 +38,7 @@ from mops_fl.wire.replies import (
 from mops_fl.wire.requests import PERSONALISE, Assignment
 from mops_fl.wire.rounds import Drift, EvaluateRound, Observer, TrainRound, TrainRow
 from strategies.admission import Client
-from strategies.averaging import weighted_mean
+from strategies.aggregation import AGGREGATIONS, Contribution, clipped
 from strategies.drift import expert_drift
 from strategies.sampling import sample_partitions
 
@@ -43,7 +46,7 @@ Reply = TypeVar("Reply")
 
 
 class PromptFedAvg(FedAvg):
-    """Averages the tensors that the method names, weighted by the examples that clients described.
+    """Aggregates the tensors that the method names; clients count by the examples they described.
 
     Rounds are those of the run, not of this process: `first_round` shifts Flower's count, which
     begins at 1, so that a resumed run samples and evaluates as if it had never stopped.
@@ -77,6 +80,8 @@ class PromptFedAvg(FedAvg):
         sizes = next(iter(clients.values())).description.sizes
         self.averaged = self.method.travelling(config, sizes)
         """Names of the tensors that travel both ways."""
+        self.aggregation = AGGREGATIONS[config.aggregation.aggregation](config.aggregation)
+        """The rule, and what it carries from round to round."""
         self._unseen = unseen_partitions(config.partition, config.seed)
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
@@ -95,6 +100,12 @@ class PromptFedAvg(FedAvg):
             len(self.trainees),
             minimum(len(self.active(1)), federation.min_reply_fraction),
         )
+
+    @property
+    def _gate_asked(self) -> int:
+        """Experts whose mean gate weight a client tells with what it trained."""
+        weighted = self.config.aggregation.aggregation == "gate-weighted"
+        return self.config.prompts.experts if weighted else 0
 
     @property
     def trainees(self) -> list[int]:
@@ -121,10 +132,23 @@ class PromptFedAvg(FedAvg):
         """What a client is sent of a round's tensors."""
         return arrays
 
-    def combined(self, arrays: ArrayRecord, valid: Mapping[int, Trained]) -> Tensors:
+    def combined(
+        self, server_round: int, arrays: ArrayRecord, valid: Mapping[int, Trained]
+    ) -> Tensors:
         """The next round's tensors, from this one's and the valid replies by partition id."""
-        sent = [reply.tensors for reply in valid.values()]
-        return weighted_mean(sent, [self.examples(partition) for partition in valid])
+        sent, norm = from_array_record(arrays), self.config.aggregation.clip_norm
+        replies = [
+            Contribution(
+                clipped(sent, reply.tensors, norm) if norm else reply.tensors,
+                self.examples(partition),
+                reply.gate,
+            )
+            for partition, reply in valid.items()
+        ]
+        made = self.aggregation(server_round, sent, replies)
+        # momentum and spoilt replies may lead beyond what clients accept
+        limits = -LARGEST_VALUE, LARGEST_VALUE
+        return {name: np.clip(value, *limits) for name, value in made.items()}
 
     def examples(self, partition: int) -> int:
         """Rows that a client trains on: its weight."""
@@ -153,7 +177,8 @@ class PromptFedAvg(FedAvg):
             sent = self.arrays_of(partition, self._current)
             shapes = {name: tuple(array.shape) for name, array in sent.items()}
             examples = self.examples(partition)
-            return Trained.read(content, TrainingAsked(shapes, examples, train.local_steps, tokens))
+            asked = TrainingAsked(shapes, examples, train.local_steps, tokens, self._gate_asked)
+            return Trained.read(content, asked)
 
         valid, failures = self._sift(replies, current, "train", read)
         self.observer.on_train(
@@ -170,7 +195,7 @@ class PromptFedAvg(FedAvg):
             )
         )
         self._last_trained |= dict.fromkeys(valid, current)
-        return to_array_record(self.combined(self._current, valid)), None
+        return to_array_record(self.combined(current, self._current, valid)), None
 
     def _drift(self, valid: Mapping[int, Trained]) -> list[Drift]:
         """Of each expert's prompts, where all clients began with the same."""

@@ -2,7 +2,15 @@
 
 from mops_fl.data.corpus import Corpus, load_corpus, load_server_data
 from mops_fl.data.examples import Example
-from mops_fl.data.split import Holding, Share, evaluated, holding, split, unseen_partitions
+from mops_fl.data.split import (
+    Holding,
+    Share,
+    evaluated,
+    holding,
+    malicious_partitions,
+    split,
+    unseen_partitions,
+)
 from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     "holding",
     "load_corpus",
     "load_server_data",
+    "malicious_partitions",
     "split",
     "tokenise",
     "unseen_partitions",

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mops_fl.config import DataConfig, PartitionConfig
+from mops_fl.config import Config, DataConfig, PartitionConfig
 from mops_fl.data.examples import Example
 from mops_fl.errors import DataError
 from mops_fl.seeding import numpy_generator
@@ -101,6 +101,17 @@ def unseen_partitions(config: PartitionConfig, seed: int) -> frozenset[int]:
     generator = numpy_generator(seed, "unseen-clients")
     drawn = generator.choice(config.num_clients, size=config.num_unseen, replace=False)
     return frozenset(drawn.tolist())
+
+
+def malicious_partitions(config: Config) -> frozenset[int]:
+    """The partition ids of the clients that attack: drawn by the seed from those that train."""
+    unseen = unseen_partitions(config.partition, config.seed)
+    seen = [
+        partition for partition in range(config.partition.num_clients) if partition not in unseen
+    ]
+    generator = numpy_generator(config.seed, "malicious-clients")
+    count = config.aggregation.malicious_clients
+    return frozenset(generator.choice(seen, size=count, replace=False).tolist())
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,9 @@ class LayerTensors:
             return inputs @ first[0].T @ second[0].T
         # [..., N, C, r]
         low = (inputs @ first.flatten(0, 1).T).unflatten(-1, first.shape[:2])
-        return (low * whose.own[..., None]).flatten(-2) @ second.transpose(1, 2).flatten(0, 1)
+        # filled, not multiplied by 0: what is not finite stays with its own client
+        low = low.masked_fill(~whose.own[..., None], 0)
+        return low.flatten(-2) @ second.transpose(1, 2).flatten(0, 1)
 
 
 def prompt_layer(layout: PromptConfig, num_layers: int) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mops_fl.config import AdapterConfig, PromptConfig
 from mops_fl.data import Tokenised
 from mops_fl.methods import Method
+from mops_fl.metrics import LARGEST_LOSS
 from mops_fl.models.adapters import Adapters
 from mops_fl.models.attention import KeyValues, Packing, sequence
 from mops_fl.models.backbone import Backbone
@@ -235,6 +236,8 @@ class Mixture:
             adapters = Adapters(self._method, self._adapters, tensors, sets.client)
         out = self._run_suffix(sets, states, batch, adapters)
         losses = F.cross_entropy(self.backbone.logits(out), batch.targets, reduction="none")
+        # tensors from elsewhere may be such that nothing can be computed with them
+        losses = losses.nan_to_num(nan=LARGEST_LOSS, posinf=LARGEST_LOSS).clamp(max=LARGEST_LOSS)
         row = batch.row[batch.places]
         return losses.new_zeros(len(batch)).index_add(0, row, losses), gate
 

@@ -23,6 +23,8 @@ from mops_fl.files import replacing, write_text
 from mops_fl.metrics import Tally
 from mops_fl.wire.records import Tensors
 
+_STATE = "state/"
+
 Kind = type[int] | type[float] | type[str]
 
 COLUMNS: dict[str, dict[str, Kind]] = {
@@ -151,14 +153,27 @@ class RunFolder:
         rows = self._rows.get("clients.csv", [])
         return {int(row[1]): int(row[0]) for row in rows}
 
-    def save_checkpoint(self, server_round: int, tensors: Tensors) -> None:
-        """Write all tensors that a later round needs, and make the round whole."""
+    def save_checkpoint(self, server_round: int, tensors: Tensors, state: Tensors) -> None:
+        """Write all that a later round needs, and make the round whole.
+
+        Args:
+            server_round: that has ended.
+            tensors: of the model.
+            state: what the aggregation carries on; its names begin with ``state/`` in the file.
+        """
+        made = {**tensors, **{f"{_STATE}{name}": value for name, value in state.items()}}
         with replacing(self._checkpoint(server_round)) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
+            save_file({k: np.ascontiguousarray(v) for k, v in made.items()}, temporary)
 
     def load_checkpoint(self, server_round: int) -> Tensors:
         """The tensors of a whole round."""
-        return load_file(self._checkpoint(server_round))
+        held = load_file(self._checkpoint(server_round))
+        return {name: value for name, value in held.items() if not name.startswith(_STATE)}
+
+    def load_state(self, server_round: int) -> Tensors:
+        """What the aggregation carried on after a whole round."""
+        held = load_file(self._checkpoint(server_round))
+        return {n.removeprefix(_STATE): v for n, v in held.items() if n.startswith(_STATE)}
 
     def last_round(self) -> int:
         """The last whole round; -1 where there is none."""

@@ -127,9 +127,9 @@ class Recorder:
         entropies = ((server_round, task, own.mean_entropy) for task, own in gate.items())
         self._folder.add_rows("entropy.csv", entropies)
 
-    def on_round_end(self, server_round: int, tensors: Tensors) -> None:
+    def on_round_end(self, server_round: int, tensors: Tensors, state: Tensors) -> None:
         """Write the checkpoint that makes a round whole."""
-        self._folder.save_checkpoint(server_round, tensors)
+        self._folder.save_checkpoint(server_round, tensors, state)
         self._folder.update(rounds_done=server_round)
 
     def finish(self, **facts: object) -> None:

@@ -31,6 +31,8 @@ class LocalResult:
     tally: Tally
     """Losses of the batches, each before its step."""
     seconds: float
+    gate: tuple[float, ...] = ()
+    """The mean gate weight of each expert over the batches; empty without a gate."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,39 @@ def train(
     Returns:
         One result a client, in the same order.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     device = mixture.backbone.device
     trainable = Trainable(clients, device, trained)
     optimiser = torch.optim.AdamW(trainable.parameters(), lr=config.learning_rate, weight_decay=0.0)
     owner = np.repeat(np.arange(len(clients)), config.batch_size).tolist()
     sums = torch.zeros(len(clients), dtype=torch.float64, device=device)
+    # [C, E], sums of gate weights
+    experts = mixture.layout.experts if trainable.gated else 0
+    gates = torch.zeros(len(clients), experts, dtype=torch.float64, device=device)
     tokens = np.zeros(len(clients), np.int64)
+    sent = [leaf.detach().clone() for leaf in trainable.parameters()] if config.proximal else []
     for step in range(config.local_steps):
         part = slice(step * config.batch_size, (step + 1) * config.batch_size)
         examples = [own.examples[i] for own in data for i in own.order[part]]
         counts = np.bincount(owner, [len(example.answer) for example in examples])
         tokens += counts.astype(np.int64)
-        for group, nll in mixture.in_groups(
+        for group, (nll, gate) in mixture.in_groups(
             partial(_gradient, mixture, trainable, examples, owner, counts),
             examples,
             owner,
             training=True,
         ):
-            sums.index_add_(0, torch.tensor([owner[i] for i in group], device=device), nll)
+            of = torch.tensor([owner[i] for i in group], device=device)
+            sums.index_add_(0, of, nll)
+            if gate is not None:
+                gates.index_add_(0, of, gate)
+        for leaf, start in zip(trainable.parameters() if sent else [], sent, strict=True):
+            assert leaf.grad is not None
+            leaf.grad += config.proximal * (leaf.detach() - start)
         optimiser.step()
         optimiser.zero_grad()
         on_step(step + 1, config.local_steps)
-    seconds = (time.perf_counter() - start) / len(clients)
+    seconds = (time.perf_counter() - began) / len(clients)
     return [
         LocalResult(
             tensors=trainable.of_client(client),
@@ -115,6 +127,7 @@ def train(
             steps=config.local_steps,
             tally=Tally(sums[client].item(), int(tokens[client])),
             seconds=seconds,
+            gate=tuple((gates[client] / gates[client].sum()).tolist()) if experts else (),
         )
         for client, own in enumerate(data)
     ]
@@ -127,13 +140,22 @@ def _gradient(
     owner: Sequence[int],
     counts: np.ndarray,
     group: Sequence[int],
-) -> torch.Tensor:
-    """Add the gradient of some of a step's examples, all of it or nothing; their losses [B]."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Add the gradient of some of a step's examples, all of it or nothing.
+
+    A client's gradient of a tensor counts as zero where it is not finite: it was sent tensors that
+    nothing can be computed with, and its cohort has no part in that.
+
+    Returns:
+        Losses [B] and gate weights [B, E], None without a gate.
+    """
     batch, states, features = mixture.prepare([examples[i] for i in group])
     owners = [owner[i] for i in group]
-    nll, _ = mixture.nll(trainable, batch, states, features, owners)
+    nll, gate = mixture.nll(trainable, batch, states, features, owners)
     shares = torch.tensor(1 / counts[owners], dtype=nll.dtype, device=nll.device)
     leaves = trainable.parameters()
     for leaf, gradient in zip(leaves, torch.autograd.grad(nll @ shares, leaves), strict=True):
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-    return nll.detach().double()
+        finite = gradient.isfinite().flatten(1).all(1)
+        own = gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0)
+        leaf.grad = own if leaf.grad is None else leaf.grad + own
+    return nll.detach().double(), None if gate is None else gate.detach().double()

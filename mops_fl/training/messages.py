@@ -174,7 +174,14 @@ def _trained(work: Work, context: Context, result: "LocalResult") -> RecordDict:
         assert work.assignment is not None
         local_gate.keep(own, context, work.partition, work.assignment)
     sent = {name: result.tensors[name] for name in work.averaged}
-    return Trained(sent, result.examples, result.steps, result.tally, result.seconds).content()
+    return Trained(
+        tensors=sent,
+        examples=result.examples,
+        steps=result.steps,
+        tally=result.tally,
+        seconds=result.seconds,
+        gate=result.gate,
+    ).content()
 
 
 def _personalise(trainer: "Trainer", works: Sequence[Work]) -> "list[HeldOut]":

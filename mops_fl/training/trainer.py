@@ -26,6 +26,7 @@ from mops_fl.data import (
     holding,
     load_corpus,
     load_server_data,
+    malicious_partitions,
     tokenise,
     unseen_partitions,
 )
@@ -37,6 +38,7 @@ from mops_fl.models.numerics import numerics
 from mops_fl.models.prefix_store import PrefixStore, open_store
 from mops_fl.models.trainable import Trainable
 from mops_fl.models.weights import ModelFacts, check_fit, model_facts
+from mops_fl.training.attack import attacked
 from mops_fl.training.evaluation import Evaluation, evaluate_clients
 from mops_fl.training.kept import kept
 from mops_fl.training.local import LocalData, LocalResult, draw_order, train
@@ -252,7 +254,29 @@ class Trainer:
             self._local_data(partition, self._trained_on(partition), server_round, steps)
             for partition in partitions
         ]
-        return self._train(tensors, data, steps, frozen)
+        results = self._train(tensors, data, steps, frozen)
+        return [
+            self._told(partition, server_round, own, result)
+            for partition, own, result in zip(partitions, tensors, results, strict=True)
+        ]
+
+    def _told(
+        self, partition: int, server_round: int, sent: Tensors, result: LocalResult
+    ) -> LocalResult:
+        """What a client makes known of a round: its gate where that counts, or an attack."""
+        own, seed = self.config.aggregation, self.config.seed
+        if own.aggregation != "gate-weighted":
+            result = replace(result, gate=())
+        if partition not in self._malicious:
+            return result
+        names = self.method.averaged(self.config, tuple(sent))
+        shared = {name: sent[name] for name in names}
+        made = attacked(shared, result.tensors, own, seed, partition, server_round)
+        return replace(result, tensors=made)
+
+    @cached_property
+    def _malicious(self) -> frozenset[int]:
+        return malicious_partitions(self.config)
 
     def _train(
         self,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from mops_fl.metrics import GateSum, Tally
+from mops_fl.metrics import LARGEST_LOSS, GateSum, Tally
 from mops_fl.wire.parsing import Fault, Fields, MalformedError, parse, read_tensors, records, shown
 from mops_fl.wire.records import (
     ARRAYS,
@@ -24,9 +24,6 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.shapes import ModelSizes
-
-LARGEST_LOSS = 1e4
-"""Nats of an answer token."""
 
 _HEX = r"[0-9a-f]{64}"
 _VALIDATION = "validation-"
@@ -180,6 +177,8 @@ class TrainingAsked:
     steps: int
     tokens: int
     """Answer tokens of all steps at most."""
+    experts: int = 0
+    """E, whose mean gate weights are asked for; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,8 @@ class Trained:
     tally: Tally
     """Losses of the batches, each before its step."""
     seconds: float
+    gate: tuple[float, ...] = ()
+    """The mean gate weight of each expert over the steps; empty where it was not asked for."""
     bytes: int = 0
     """Of the tensors, as they travelled."""
 
@@ -200,6 +201,8 @@ class Trained:
         metrics = MetricRecord({"num-examples": self.examples, "steps": self.steps})
         metrics["seconds"] = self.seconds
         metrics["nll"], metrics["tokens"] = self.tally.nll, self.tally.tokens
+        if self.gate:
+            metrics["gate"] = list(self.gate)
         return RecordDict({ARRAYS: to_array_record(self.tensors), METRICS: metrics})
 
     @classmethod
@@ -217,6 +220,7 @@ class Trained:
             steps=fields.whole("steps", asked.steps, asked.steps),
             tally=_tally(fields, "nll", "tokens", asked.tokens),
             seconds=fields.number("seconds", 0.0, 1e9),
+            gate=fields.numbers("gate", asked.experts, 0.0, 1.0) if asked.experts else (),
             bytes=num_bytes(arrays),
         )
         fields.done()

@@ -48,7 +48,7 @@ def play(recorder: Recorder, rounds) -> None:
             recorder.on_evaluate(
                 EvaluateRound(current, tallies, gate, {3: tallies}, {}, {4: "lost"}, 50)
             )
-        recorder.on_round_end(current, {"prompts": np.full(3, float(current))})
+        recorder.on_round_end(current, {"prompts": np.full(3, float(current))}, {})
 
 
 def test_a_whole_run_is_written(tmp_path):
@@ -134,7 +134,7 @@ def test_starts_before_round_0_leave_one_partition_table(tmp_path):
 def test_rounds_beyond_999_are_ordered_by_number(tmp_path):
     folder, _ = create(tmp_path / "run")
     for number in (998, 999, 1000, 1002):
-        folder.save_checkpoint(number, {"prompts": np.full(1, float(number))})
+        folder.save_checkpoint(number, {"prompts": np.full(1, float(number))}, {})
     assert folder.last_round() == 1002
     assert folder.load_checkpoint(1002)["prompts"] == 1002
 
@@ -142,7 +142,7 @@ def test_rounds_beyond_999_are_ordered_by_number(tmp_path):
 @pytest.mark.parametrize("task", ["1", "None", "NA", "", "nan", "1e5", "a,b", 'q"', "a\nb", "a\rb"])
 def test_a_task_is_text_after_a_resume(tmp_path, task):
     folder, _ = create(tmp_path / "run", partition=[(0, task, 1, 1), (1, "other", 2, 0)])
-    folder.save_checkpoint(0, {"prompts": np.zeros(1)})
+    folder.save_checkpoint(0, {"prompts": np.zeros(1)}, {})
     table = (folder.path / "partition.csv").read_bytes()
     folder = RunFolder.reopen(folder.path, Config.from_flat(FLAT).flat())
     assert folder.tasks() == [task, "other"]
@@ -228,7 +228,7 @@ def test_made_once_forgets_what_was_not_finished(tmp_path):
 
 def test_rounds_without_a_common_client_are_not_compared(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {})
-    folder.save_checkpoint(2, {})
+    folder.save_checkpoint(2, {}, {})
     folder.add_rows("validation.csv", [(0, 1, "a", 9.0, 3), (1, 2, "a", 3.0, 3)])
     assert folder.best_round() is None
     rows = [(server_round, 1, "a", nll, 3) for server_round, nll in enumerate((9.0, 3.0, 6.0))]

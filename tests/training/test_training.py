@@ -102,6 +102,32 @@ def test_local_steps_are_adamw_on_the_mean_answer_loss(backbone):
     assert (result.examples, result.steps) == (3, 3)
 
 
+def test_the_proximal_term_is_half_mu_times_the_squared_distance(backbone):
+    """FedProx: against autograd of the whole loss."""
+    mixture = Mixture(backbone, CONFIG.prompts, 1, None)
+    rows = examples(3)
+    config = replace(CONFIG.train, local_steps=3, learning_rate=0.05, proximal=0.7)
+    (result,) = train(mixture, [initial()], [data(rows, config)], config)
+
+    from mops_fl.models.mixture import collate
+
+    trainable = Trainable([initial()], backbone.device)
+    start = {name: value.detach().clone() for name, value in trainable.tensors.items()}
+    optimiser = torch.optim.AdamW(list(trainable.tensors.values()), lr=0.05, weight_decay=0)
+    for index in data(rows, config).order:
+        batch = collate([rows[index]], backbone.device)
+        states = mixture.prefix_states(batch)
+        nll, _ = mixture.nll(trainable, batch, states, mixture.gate_features(states, batch))
+        away = sum((trainable.tensors[name] - start[name]).square().sum() for name in start)
+        optimiser.zero_grad()
+        (nll.sum() / len(batch.targets) + 0.7 / 2 * away).backward()
+        optimiser.step()
+    (free,) = train(mixture, [initial()], [data(rows, config)], replace(config, proximal=0.0))
+    for name, value in result.tensors.items():
+        np.testing.assert_allclose(value, trainable.tensors[name][0].detach(), rtol=1e-4, atol=1e-5)
+        assert not np.allclose(value, free.tensors[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_cohort_trains_as_its_clients_alone(backbone, batch_size):
     mixture = Mixture(backbone, CONFIG.prompts, 1, torch.randn(6, HIDDEN))
