@@ -224,6 +224,8 @@ class Trained:
             bytes=num_bytes(arrays),
         )
         fields.done()
+        if found.gate and abs(sum(found.gate) - 1) > _SLACK:
+            raise MalformedError(f"mean gate weights sum to {sum(found.gate):.6g} instead of 1")
         return found
 
 

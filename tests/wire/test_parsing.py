@@ -88,6 +88,25 @@ def test_values_are_those_that_were_written():
     assert reading("ask for a round", round_content(frozen=())).reason.startswith("tensors")
 
 
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        ((0.25, 0.75), ""),
+        ((), "no gate"),
+        ((0.2, 0.3, 0.5), "instead of a list of 2"),
+        ((0.5, 0.6), "sum to 1.1 instead of 1"),
+        ((-0.5, 1.5), "gate=-0.5 instead of a number from 0 to 1"),
+        ((math.nan, 1.0), "gate=nan"),
+    ],
+)
+def test_a_gate_travels_with_what_was_trained_where_it_is_asked_for(gate, reason):
+    content, asked = trained(gate=gate).content(), dataclasses.replace(TRAINING, experts=2)
+    found = parse(message(content), lambda record: Trained.read(record, asked))
+    assert reason in found.reason if reason else found.gate == gate
+    if gate:
+        assert reading("train", content).reason.startswith("unknown keys ['gate']")
+
+
 SCALARS = (
     st.integers(0, 60)
     | st.integers(-(2**63), 2**63 - 1)
