@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,18 @@ from experiments.golden import curves
 from experiments.golden.tiny import save_tiny_llama
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes that share the tests, one has all of a file, or all that share the golden
-    runs: what costs time there is made once."""
+    runs: what costs time there is made once. Groups that take long come first, so that none of
+    them is left for one process alone at the end."""
+    slow: Counter[str] = Counter()
     for item in items:
         golden = "federation" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("golden" if golden else item.path.name))
+        group = "golden" if golden else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+        slow[group] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.get_closest_marker("xdist_group").args[0]])
 
 
 @pytest.fixture(scope="session")

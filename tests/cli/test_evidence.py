@@ -43,9 +43,17 @@ def simulate(folder: Path, name: str, **values) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """MoPs with one expert an example and everything held back, kept at the best round."""
+    """MoPs with one expert an example and everything held back, kept at the best round; the server
+    steps with Adam, and one client attacks."""
     values = {"gate_top": 1, "keep": "best", "evaluate_clients": 0, "cohort_size": 2}
+    values |= {"aggregation": "fedadam", "malicious_clients": 1}
     return simulate(folder, "whole", engine="cohort", **values)
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    """IA³ on the rows of all, in one place."""
+    return simulate(folder, "together", training="centralised", method="ia3", evaluate_clients=0)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def test_local_clients_keep_tensors_of_their_own(local):
     assert all((kept[f"{p}/{name}"] == 0).all() for p in facts(local)["unseen_clients"])
 
 
-@pytest.mark.parametrize("name", ["whole", "local"])
+@pytest.mark.parametrize("name", ["whole", "local", "together"])
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(name, request, tmp_path):
     run = request.getfixturevalue(name)
     cut = tmp_path / "cut"
@@ -164,12 +172,14 @@ def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(name, request, t
     assert facts(cut)["kept_round"] == facts(run)["kept_round"]
 
 
-def test_base_trains_nothing_and_centralised_trains_on_all_rows(folder):
+def test_base_trains_nothing(folder):
     base = simulate(folder, "base", method="base", personal_steps=0)
     assert facts(base)["trainable_parameters"] == facts(base)["bytes_per_round"] == 0
     assert [*table(base, "rounds")["round"].unique()] == [0]
     assert set(table(base, "evaluation")["partition"]) == set(range(8))
-    together = simulate(folder, "together", training="centralised", evaluate_clients=0)
+
+
+def test_centralised_trains_on_all_rows(together):
     (examples,) = table(together, "clients")["examples"].unique()
     held = table(together, "partition")
     seen = held[~held["partition"].isin(facts(together)["unseen_clients"])]

@@ -22,7 +22,14 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 COMMAND = [small_run.COMMAND]
 ROUNDS = 6
-VALUES = {**small_run.VALUES, "num-server-rounds": ROUNDS, "learning-rate": 0.05}
+VALUES = {
+    **small_run.VALUES,
+    "num-server-rounds": ROUNDS,
+    "learning-rate": 0.05,
+    # what clients keep themselves, and what follows the last round
+    "gate-sync": "local",
+    "personal-steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +154,7 @@ def test_killed_resumed_stopped_resumed_gives_the_same_numbers(folder, values, c
 
 
 def same_results(run: Path, other: Path) -> bool:
-    names = ("rounds.csv", "gate.csv", "partition.csv")
+    names = ("rounds.csv", "gate.csv", "partition.csv", "personal.csv")
     assert [(run / n).read_text() for n in names] == [(other / n).read_text() for n in names]
     last = f"checkpoints/round-{ROUNDS:03d}.safetensors"
     ours, theirs = load_file(run / last), load_file(other / last)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from trainables import initial_tensors
 
 from experiments.golden.tiny import save_tiny_llama
 from mops_fl.config import Config
@@ -35,11 +34,13 @@ def wide_llama(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:(int8|nf4) on the CPU")
 @pytest.mark.parametrize("compression", ["2:4", "int8", "nf4", "2:4+nf4"])
-def test_rounds_on_a_compressed_backbone(wide_llama, compression):
-    config = Config.from_flat({**FLAT, "model": str(wide_llama), "compression": compression})
+@pytest.mark.parametrize("method", ["mops", "lora", "ia3"])
+def test_rounds_on_a_compressed_backbone(wide_llama, compression, method):
+    values = {"model": str(wide_llama), "compression": compression, "method": method}
+    config = Config.from_flat({**FLAT, **values})
     trainer = Trainer(config)
-    values = trainer.pretrain(initial_tensors(config.prompts, HIDDEN, 0, True))
-    frozen = {PRETRAINED: values.pop(PRETRAINED)}
+    values = trainer.pretrain(trainer.method.initial(config, trainer.model_facts.sizes, 0))
+    frozen = {PRETRAINED: values.pop(PRETRAINED)} if method == "mops" else {}
     before = {k: v.clone() for k, v in trainer.backbone.model.state_dict().items()}
     result = trainer.train(0, 1, values, frozen)
     assert np.isfinite(result.tally.nll)
