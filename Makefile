@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 # A whole simulation mostly waits for one process after another to start: two run side by side.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 BENCHMARKS := steps round scaling federation peak store communication
 

@@ -33,4 +33,4 @@ def _mean_cosine(vectors: np.ndarray) -> list[float]:
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     # the square of a sum is all products: those of two, twice, and those of one with itself
     both = (units.sum(0) ** 2).sum(-1) - (units**2).sum((0, -1))
-    return (both / (count * (count - 1))).tolist()
+    return np.clip(both / (count * (count - 1)), -1, 1).tolist()

@@ -1,12 +1,36 @@
 """Whole simulations with both engines on the tiny LLaMA, through the command line."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.golden import curves
 from experiments.golden.curves import Case, same_bits
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def federation(
+    tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[curves.Case, int], Path]:
+    """Runs a golden case through Flower and Ray, once: its run folder.
+
+    Cohorts are shared by two workers where nothing else is said.
+    """
+    folder, done = tmp_path_factory.mktemp("golden"), {}
+
+    def run(case: curves.Case, workers: int = 0) -> Path:
+        workers = workers or (2 if case.engine == "cohort" else 1)
+        if (case, workers) not in done:
+            done[case, workers] = curves.run(case, tiny_llama, folder, workers=workers)
+        return done[case, workers]
+
+    return run
+
 
 METHODS = (("mops", "attention"), ("mops", "hidden"), ("fedprompt", "attention"))
 
@@ -29,3 +53,8 @@ def test_cohorts_give_the_numbers_of_single_clients(federation, method, mode):
 def test_the_number_of_workers_changes_nothing(federation):
     case = Case("cohort", "mops")
     assert same_bits(federation(case, 1), federation(case, 2)) == []
+
+
+@pytest.mark.parametrize("case", curves.CASES, ids=lambda case: case.name)
+def test_a_federation_gives_its_golden_curve(federation, case):
+    assert curves.difference(federation(case), case.file) == ""
