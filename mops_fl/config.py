@@ -8,6 +8,7 @@ and contradictions before anything starts. Nothing here imports torch.
 import difflib
 import functools
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -494,6 +495,13 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
             kind = "a whole number" if isinstance(default, int) else "a number"
             raise ConfigError(f"{key}={value!r}: must be {kind}") from None
     return key, value
+
+
+def split_entry(text: str) -> tuple[str, list[str]]:
+    """Method and values of ``method[:key=value…]``; a value may hold colons, as 2:4 does."""
+    method, _, rest = text.partition(":")
+    values = re.split(r":(?=\s*[a-z][a-z0-9-]*\s*=)", rest) if rest else []
+    return method.strip(), ["=".join(map(str.strip, value.split("=", 1))) for value in values]
 
 
 def _groups(cls: type) -> Iterator[Field]:

@@ -11,6 +11,7 @@ import typer
 
 from mops_fl.cli.compare import compare
 from mops_fl.cli.compress import compress
+from mops_fl.cli.experiment import experiment
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
 from mops_fl.cli.run import RunFailedError, StoppedError
@@ -18,7 +19,7 @@ from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, train, compare, plot, show, partition, compress)
+COMMANDS = (simulate, train, compare, experiment, plot, show, partition, compress)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""

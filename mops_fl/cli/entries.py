@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mops_fl.cli.run import placed
-from mops_fl.config import Config
+from mops_fl.config import Config, split_entry
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import absolute
 
@@ -29,11 +29,9 @@ class Entry:
 
     @classmethod
     def parse(cls, text: str) -> "Entry":
-        """Of ``method[:key=value[:key=value…]]``; a value may hold colons, as ``2:4`` does."""
-        method, _, rest = text.partition(":")
-        values = re.split(r":(?=\s*[a-z][a-z-]*\s*=)", rest) if rest else []
-        stripped = ("=".join(part.strip() for part in value.split("=", 1)) for value in values)
-        return cls(method.strip(), tuple(stripped))
+        """Of ``method[:key=value…]``."""
+        method, values = split_entry(text)
+        return cls(method, tuple(values))
 
     @property
     def label(self) -> str:

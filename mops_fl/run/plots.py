@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,59 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
     save(figure, Path(path))
 
 
+def cost_figure(groups: Sequence[tuple[str, Replicates]], path: Path) -> None:
+    """Draw perplexity against rounds, against bytes and against seconds of training.
+
+    Means over seeds; what trains nothing is a horizontal line.
+
+    Raises:
+        RunError: there is nothing to draw, or `path` cannot be written.
+    """
+    if not groups:
+        raise RunError("there is no run to plot")
+    figure = Figure(figsize=(9.6, 3.2 + 0.19 * len(groups)), layout="constrained", dpi=DPI)
+    panels = figure.subplots(1, 3, sharey=True)
+    means = [group.curves().mean(axis=1) for _, group in groups]
+    for index, ((_, group), series) in enumerate(zip(groups, means, strict=True)):
+        spent = pd.concat([run.costs() for run in group.runs]).groupby(level=0).mean()
+        spent = spent.reindex(series.index)
+        for panel, x in zip(
+            panels, (series.index, spent["bytes"] / 1e6, spent["seconds"]), strict=True
+        ):
+            _draw_line(panel, index, x, series)
+    for panel, what in zip(
+        panels, ("round", "MB both ways, all clients", "seconds of training"), strict=True
+    ):
+        _dress(panel)
+        panel.set_xlabel(what, fontsize=9)
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _scale(panels[0], means)
+    panels[0].set_ylabel("perplexity on answer tokens", fontsize=9)
+    labels = [plain(label, limit=96) for label, _ in groups]
+    figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
+    save(figure, Path(path))
+
+
+def _draw_line(panel: Axes, index: int, x: Any, y: pd.Series) -> None:
+    look: dict[str, Any] = {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        "linewidth": 1.5,
+    }
+    if len(y) == 1:
+        panel.axhline(float(y.iloc[0]), **look)
+    else:
+        panel.plot(x, y, marker=MARKERS[index % len(MARKERS)], markersize=3.5, **look)
+
+
+def _dress(panel: Axes) -> None:
+    panel.grid(axis="y", color="0.9", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.03)
+    panel.tick_params(labelsize=9)
+
+
 def gate_figure(run: Path, path: Path) -> None:
     """Draw the mean gate weight of each expert for each task, first and last evaluated round.
 
@@ -143,12 +197,8 @@ def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) ->
             # no perplexity is below one
             low, high = (series - sd).clip(lower=1), series + sd
             panel.fill_between(series.index, low, high, color=colour, alpha=0.2, linewidth=0)
-    panel.grid(axis="y", color="0.9", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.margins(x=0.03)
+    _dress(panel)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    panel.tick_params(labelsize=9)
 
 
 def _bars(run: Run, task: str | None, series: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -30,10 +30,13 @@ that train, the second that of the mean loss of the worst tenth of these clients
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; each table is read, and checked, when it is first asked for."""
+    """A run folder, or what a file holds of one; a table is read when it is first asked for."""
 
     folder: Path
+    """Where it is read from."""
     facts: dict[str, Any]
+    tables: Mapping[str, list[tuple]] | None = None
+    """Rows by table, where they are not in the folder."""
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -216,6 +219,15 @@ class Run:
         }
         return pd.DataFrame({name: each for name, each in columns.items() if len(each)})
 
+    def costs(self) -> pd.DataFrame:
+        """What training took up to and with each round: ``bytes`` both ways and ``seconds``."""
+        table = self.train.set_index("round")
+        spent = pd.DataFrame(
+            {"bytes": table["bytes_up"] + table["bytes_down"], "seconds": table["seconds"]}
+        )
+        start = pd.DataFrame({"bytes": [0], "seconds": [0.0]}, index=[0])
+        return pd.concat([start, spent.sort_index()]).cumsum()
+
     def measures(self) -> dict[str, float]:
         """What a run is judged by, at `result_round`: `MEASURES`, NaN where one is not known."""
         table, spread = self._evaluated(self.result_round), self.spread()
@@ -259,14 +271,25 @@ class Run:
 
     def _later_table(self, name: str) -> pd.DataFrame:
         """A table that not every run has, or that older versions did not write; else empty."""
-        if not (self.folder / name).is_file():
+        there = (self.folder / name).is_file() if self.tables is None else name in self.tables
+        if not there:
             return pd.DataFrame(columns=[*COLUMNS[name]]).astype(COLUMNS[name])
         return self._table(name)
 
     def _table(self, name: str) -> pd.DataFrame:
-        columns = COLUMNS[name]
-        rows = read_table(self.folder / name, columns)
-        return pd.DataFrame(rows, columns=[*columns]).astype(columns)
+        return pd.DataFrame(self.rows(name), columns=[*COLUMNS[name]]).astype(COLUMNS[name])
+
+    def rows(self, name: str) -> list[tuple]:
+        """A table as it was written.
+
+        Raises:
+            RunError: it is missing or malformed.
+        """
+        if self.tables is None:
+            return read_table(self.folder / name, COLUMNS[name])
+        if name not in self.tables:
+            raise RunError(f"{self.folder} has no {name}")
+        return self.tables[name]
 
 
 @dataclass(frozen=True)
