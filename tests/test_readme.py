@@ -43,6 +43,7 @@ SMALL = {
 """In place of the defaults, and of the values of `experiments/quick.toml`; the model besides."""
 
 APPENDED = {
+    "mops-fl train": "-c local-steps=20",
     "mops-fl compress": "--samples 16 --data-path dolly.jsonl",  # there is no hub
     "python experiments/compression.py measure": "--model M --compressions none,2:4 --rows 20",
 }
