@@ -16,6 +16,7 @@ app = ClientApp()
 
 @app.query("describe")
 @app.query("pretrain")
+@app.query("personalise")
 @app.evaluate()
 def passed_on(message: Message, context: Context) -> Message:
     return sound(message, context)
