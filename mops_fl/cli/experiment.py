@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mops_fl.cli import options
 from mops_fl.cli.entries import parse_seeds
+from mops_fl.cli.progress import showing
 from mops_fl.cli.run import RunFailedError, StoppedError, check, console, execute
 from mops_fl.config import Config, Scalar, app_folder, parse_assignment
 from mops_fl.errors import ConfigError, MopsError
@@ -19,6 +20,9 @@ from mops_fl.files import absolute
 if TYPE_CHECKING:
     from mops_fl.experiment.plan import Cell, Plan
     from mops_fl.experiment.result_files import Identity, Store
+
+Given = tuple[int, float, int | None, str]
+"""What `options.resources` takes."""
 
 _POLL_SECONDS = 5.0
 """Between looks at cells that another runner has."""
@@ -78,10 +82,10 @@ def experiment(
         _report(plan, store)
         return
     cells = {cell: identify(cell) for cell in plan.cells}
-    console.print(_listed(plan, cells, store))
+    given = (cpus_per_client, gpus_per_client, workers, ray_address)
+    console.print(_listed(plan, cells, store, given))
     if listing:
         return
-    given = (cpus_per_client, gpus_per_client, workers, ray_address)
     failed = _run_all(cells, store, absolute(runs_dir) / plan.name, given)
     _report(plan, store)
     if failed:
@@ -115,40 +119,46 @@ def _data(given: list[str] | tuple[()]) -> dict[str, str]:
     return found
 
 
-def _listed(plan: "Plan", cells: "dict[Cell, Identity]", store: "Store") -> Table:
+def _listed(plan: "Plan", cells: "dict[Cell, Identity]", store: "Store", given: Given) -> Table:
     table = Table(title=plan.title, box=SIMPLE_HEAD, title_justify="left")
     for head in ("cell", "state", "seconds"):
         table.add_column(head, justify="right" if head == "seconds" else "left")
-    seconds = _estimates(cells, store)
+    seconds = _seconds(cells, store, given)
     for cell, identity in cells.items():
-        state, spent = "to run", seconds.get(cell)
+        state = "to run"
         if store.file(cell, identity).is_file():
             state = "done"
         elif store.failure(cell, identity).is_file():
             state = "failed, to run again"
-        shown = "" if spent is None else f"{'' if state == 'done' else '~ '}{spent:,.0f}"
-        table.add_row(cell.name, state, shown)
-    left = [seconds.get(c) for c, i in cells.items() if not store.file(c, i).is_file()]
-    known = [each for each in left if each is not None]
-    if known:
-        table.caption = f"about {sum(known) * len(left) / len(known) / 60:,.0f} minutes to run"
+        table.add_row(cell.name, state, f"{'' if state == 'done' else '~ '}{seconds[cell]:,.0f}")
+    left = [seconds[cell] for cell, own in cells.items() if not store.file(cell, own).is_file()]
+    if left:
+        table.caption = f"{len(left)} of {len(cells)} to run, about {sum(left) / 60:,.0f} minutes"
     return table
 
 
-def _estimates(cells: "dict[Cell, Identity]", store: "Store") -> "dict[Cell, float]":
-    """Seconds of each cell: its own where it is done, else those of its entry at other seeds."""
+def _seconds(cells: "dict[Cell, Identity]", store: "Store", given: Given) -> "dict[Cell, float]":
+    """Of each cell: what it took where it is done, else what its entry took at other seeds, else
+    what a calibration on this machine says.
+    """
+    from mops_fl.experiment.estimates import estimates
     from mops_fl.experiment.result_files import read_result
 
-    done = {
+    found = {
         cell: float(read_result(store.file(cell, identity)).run.facts.get("seconds", 0.0))
         for cell, identity in cells.items()
         if store.file(cell, identity).is_file()
     }
-    found = dict(done)
-    for cell in cells:
+    done = dict(found)
+    for cell in cells.keys() - done.keys():
         alike = [s for c, s in done.items() if (c.entry, c.point) == (cell.entry, cell.point)]
-        if cell not in done and (alike := alike or list(done.values())):
+        if alike:
             found[cell] = sum(alike) / len(alike)
+    unknown = [cell for cell in cells if cell not in found]
+    if unknown:
+        with showing("calibrating: a few steps of each method", console):
+            workers = options.resources(unknown[0].config, *given).workers
+            found |= estimates(unknown, workers)
     return found
 
 
@@ -165,7 +175,7 @@ def _run_all(
     cells: "dict[Cell, Identity]",
     store: "Store",
     runs_dir: Path,
-    given: tuple[int, float, int | None, str],
+    given: Given,
 ) -> int:
     """Run what has no result; how many failed. Waits for cells that another runner has."""
     tried: set[Cell] = set()
@@ -194,7 +204,7 @@ def _run(
     identity: "Identity",
     store: "Store",
     runs_dir: Path,
-    given: tuple[int, float, int | None, str],
+    given: Given,
 ) -> bool:
     """Run one cell to its result; False where it failed, which is written beside the results."""
     folder = runs_dir / f"{cell.name}-{identity.hash[:8]}"

@@ -338,7 +338,7 @@ class Trainer:
         """
         clients = tensors[:1] if all(_same(own, tensors[0]) for own in tensors) else tensors
         trainable = Trainable(clients, self.backbone.device)
-        parts = [self._held_out(partition) for partition in partitions]
+        parts = [self.held_out(partition) for partition in partitions]
         sets = [part for test_and_validation in parts for part in test_and_validation]
         owner = [client for client in range(len(parts)) for _ in range(2)]
         mixture, examples = self.mixture(frozen), sum(map(len, sets))
@@ -346,7 +346,7 @@ class Trainer:
             results = evaluate_clients(mixture, trainable, sets, owner, on_step)
         return [HeldOut(*pair) for pair in zip(results[::2], results[1::2], strict=True)]
 
-    def _held_out(self, partition: int) -> tuple[list[Tokenised], list[Tokenised]]:
+    def held_out(self, partition: int) -> tuple[list[Tokenised], list[Tokenised]]:
         """A client's held-out rows, of unseen tasks too, and its validation rows."""
         config, share = self.config, self._share(partition)
         part = evaluated(share, config.data.eval_samples, config.seed, partition)

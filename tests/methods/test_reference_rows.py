@@ -30,7 +30,7 @@ def trainer(model, **changes) -> Trainer:
 def test_base_is_the_plain_llama(tiny_llama):
     base, plain = trainer(tiny_llama, method="base"), LlamaForCausalLM.from_pretrained(tiny_llama)
     expected = tokens = 0
-    for example in base._held_out(1)[0]:
+    for example in base.held_out(1)[0]:
         ids = torch.tensor([example.question + example.answer])
         with torch.no_grad():
             logs = plain(ids).logits[0].log_softmax(-1)

@@ -110,8 +110,8 @@ class TestPretrainingData:
         clients = range(trainer.config.partition.num_clients)
         parts = {
             "train": [trainer._examples(trainer._trained_on(client)) for client in clients],
-            "held out": [trainer._held_out(client)[0] for client in clients],
-            "validation": [trainer._held_out(client)[1] for client in clients],
+            "held out": [trainer.held_out(client)[0] for client in clients],
+            "validation": [trainer.held_out(client)[1] for client in clients],
         }
         return {name: {row for rows in part for row in rows} for name, part in parts.items()}
 
@@ -126,7 +126,7 @@ class TestPretrainingData:
         assert {row.task for row in held["train"] | held["validation"]} == {"a", "b"}
         assert Counter(row.task for row in held["held out"])["n"] == 30
 
-    def test_rows_of_unseen_tasks_count_as_held_out(self, tiny_llama, tmp_path):
+    def test_rows_of_unseen_tasks_count_asheld_out(self, tiny_llama, tmp_path):
         trainer = self.trainer(tiny_llama, tmp_path)
         held = [trainer.holding(client) for client in range(4)]
         assert sum(each.test["n"] for each in held) == 30
