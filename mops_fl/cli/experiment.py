@@ -130,10 +130,12 @@ def _listed(plan: "Plan", cells: "dict[Cell, Identity]", store: "Store", given: 
             state = "done"
         elif store.failure(cell, identity).is_file():
             state = "failed, to run again"
-        table.add_row(cell.name, state, f"{'' if state == 'done' else '~ '}{seconds[cell]:,.0f}")
-    left = [seconds[cell] for cell, own in cells.items() if not store.file(cell, own).is_file()]
+        spent = f"{seconds[cell]:,.0f}" if cell in seconds else "?"
+        table.add_row(cell.name, state, spent if state == "done" else f"~ {spent}")
+    left = [cell for cell, own in cells.items() if not store.file(cell, own).is_file()]
     if left:
-        table.caption = f"{len(left)} of {len(cells)} to run, about {sum(left) / 60:,.0f} minutes"
+        minutes = sum(seconds.get(cell, 0.0) for cell in left) / 60
+        table.caption = f"{len(left)} of {len(cells)} to run, about {minutes:,.0f} minutes"
     return table
 
 
@@ -171,12 +173,7 @@ class _Left:
     """Cells that another runner has."""
 
 
-def _run_all(
-    cells: "dict[Cell, Identity]",
-    store: "Store",
-    runs_dir: Path,
-    given: Given,
-) -> int:
+def _run_all(cells: "dict[Cell, Identity]", store: "Store", runs_dir: Path, given: Given) -> int:
     """Run what has no result; how many failed. Waits for cells that another runner has."""
     tried: set[Cell] = set()
     while True:
@@ -199,13 +196,7 @@ def _run_all(
         time.sleep(_POLL_SECONDS)
 
 
-def _run(
-    cell: "Cell",
-    identity: "Identity",
-    store: "Store",
-    runs_dir: Path,
-    given: Given,
-) -> bool:
+def _run(cell: "Cell", identity: "Identity", store: "Store", runs_dir: Path, given: Given) -> bool:
     """Run one cell to its result; False where it failed, which is written beside the results."""
     folder = runs_dir / f"{cell.name}-{identity.hash[:8]}"
     try:

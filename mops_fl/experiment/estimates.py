@@ -1,5 +1,6 @@
 """How long cells will take: from a short calibration of each method on this machine."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -75,13 +76,17 @@ def estimate(config: Config, speed: Speed, workers: int) -> float:
 
 
 def estimates(cells: Iterable[Cell], workers: int) -> dict[Cell, float]:
-    """Seconds of each cell; configurations of one speed are calibrated once."""
-    speeds: dict[tuple, Speed] = {}
+    """Seconds of each cell that can be timed here; configurations of one speed are timed once."""
+    speeds: dict[tuple, Speed | None] = {}
     found = {}
     for cell in cells:
         flat: Mapping[str, Any] = cell.config.flat()
         key = tuple(flat[name] for name in _CALIBRATED)
         if key not in speeds:
-            speeds[key] = calibrate(cell.config)
-        found[cell] = estimate(cell.config, speeds[key], workers)
+            speeds[key] = None
+            # what is wrong with the cell is said when it is run
+            with contextlib.suppress(RunError):
+                speeds[key] = calibrate(cell.config)
+        if speed := speeds[key]:
+            found[cell] = estimate(cell.config, speed, workers)
     return found
