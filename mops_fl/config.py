@@ -394,10 +394,16 @@ class Config:
                 "gate, which only mops has"
             )
         active = self.federation.active_clients
-        if own.aggregation == "multi-krum" and own.krum_malicious > active - 3:
+        needed = 2 * own.krum_malicious + 3
+        if own.aggregation == "multi-krum" and needed > active:
             raise ConfigError(
                 f"krum-malicious={own.krum_malicious} with active-clients={active}: multi-krum "
-                f"tells so many from {own.krum_malicious + 3} clients or more a round"
+                f"withstands so many of {needed} clients or more a round"
+            )
+        if own.malicious_clients and training != "federated":
+            raise ConfigError(
+                f"malicious-clients={own.malicious_clients} with training={training}: attacks are "
+                f"on {averaged}"
             )
         seen = self.partition.num_clients - self.partition.num_unseen
         if own.malicious_clients > seen:

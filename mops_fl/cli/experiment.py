@@ -76,6 +76,7 @@ def experiment(
         only=[part.strip() for part in only.split(",") if part.strip()],
         values={**own, **_model(model)},
         data=_data(data or ()),
+        running=not report,
     )
     store = Store(absolute(results) / plan.name)
     if report:
@@ -198,13 +199,12 @@ def _run_all(cells: "dict[Cell, Identity]", store: "Store", runs_dir: Path, give
 
 def _run(cell: "Cell", identity: "Identity", store: "Store", runs_dir: Path, given: Given) -> bool:
     """Run one cell to its result; False where it failed, which is written beside the results."""
-    folder = runs_dir / f"{cell.name}-{identity.hash[:8]}"
     try:
-        config = _placed(cell.config, folder)
-        if config is not None:
+        config, whole = _placed(cell.config, runs_dir / f"{cell.name}-{identity.hash[:8]}")
+        if not whole:
             resources = options.resources(config, *given)
             execute(config, resources, check([config], resources))
-        console.print(str(store.keep(cell, identity, folder)))
+        console.print(str(store.keep(cell, identity, Path(config.run_dir))))
     except StoppedError:
         raise
     except MopsError as error:
@@ -214,17 +214,23 @@ def _run(cell: "Cell", identity: "Identity", store: "Store", runs_dir: Path, giv
     return True
 
 
-def _placed(config: Config, folder: Path) -> Config | None:
-    """The configuration in a run folder of the cell: new, carried on, or None where it is whole."""
-    placed = replace(config, run_dir=str(folder))
-    if not (folder / "run.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return placed
-    from mops_fl.run.results import Run
+def _placed(config: Config, folder: Path) -> tuple[Config, bool]:
+    """The configuration in its run folder, and whether a whole run is there.
 
-    if Run.read(folder).facts["status"] == "completed":
-        return None
-    return replace(placed, resume=True)
+    A run whose rows or model lay elsewhere is left, and begun anew beside it.
+    """
+    from mops_fl.run.results import Run, differences
+
+    place, number = folder, 1
+    while (place / "run.json").is_file():
+        facts = Run.read(place).facts
+        if not differences(facts["config"], config.flat()):
+            whole = facts["status"] == "completed"
+            return replace(config, run_dir=str(place), resume=not whole), whole
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return replace(config, run_dir=str(place)), False
 
 
 def _report(plan: "Plan", store: "Store") -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mops_fl.config import Config, Scalar, parse_assignment, split_entry
+from mops_fl.config import Config, Scalar, defaults, parse_assignment, split_entry
 from mops_fl.errors import ConfigError
 
 Point = tuple[tuple[str, Scalar], ...]
@@ -24,7 +24,7 @@ Point = tuple[tuple[str, Scalar], ...]
 
 _KEYS = {
     **{"title": str, "baseline": str, "entries": list, "grid": dict, "points": list},
-    **{"values": dict, "seeds": list},
+    **{"values": dict, "seeds": list, "gates": bool},
 }
 _SEEDS = [0, 1, 2, 3, 4]
 
@@ -63,6 +63,8 @@ class Plan:
     title: str
     baseline: str
     """The entry that others are held against; need not be there."""
+    gates: bool
+    """Whether a report shows the gates' weights."""
     cells: tuple[Cell, ...]
     published: tuple[Published, ...]
 
@@ -75,6 +77,7 @@ def read_plan(
     only: Sequence[str] = (),
     values: Mapping[str, Scalar] | None = None,
     data: Mapping[str, str] | None = None,
+    running: bool = True,
 ) -> Plan:
     """The cells of an experiment's file.
 
@@ -86,25 +89,30 @@ def read_plan(
             The key ``entry`` means the entry.
         values: win over the file's.
         data: where the rows of a dataset lie, by its name.
+        running: whether the cells are to be run; else rows need no place.
 
     Raises:
         ConfigError: the file, the preset, a key or a value cannot be used; or no cell is left.
     """
     stated = _read(path, preset)
     points = _points(path, stated)
-    cells = []
+    cells: dict[Cell, None] = {}
+    places = {**dict.fromkeys(() if running else ("superni", "jsonl"), "-"), **(data or {})}
     # one seed after the other: what is there early has all entries
     each = stated.get("seeds", _SEEDS) if seeds is None else seeds
     for seed, point, entry in itertools.product(each, points, stated["entries"]):
+        # what the command gives a key of the grid is where the cell lies
+        point = tuple((key, (values or {}).get(key, value)) for key, value in point)
         common = {**stated["values"], **dict(point), **(values or {}), "seed": seed}
-        cells.append(_cell(path, entry, point, common, data or {}))
-    kept = tuple(cell for cell in cells if _wanted(cell, only))
-    if not kept:
+        if _wanted(entry, common, only):
+            cells[_cell(path, entry, point, common, places)] = None
+    if not cells:
         raise ConfigError(f"--only {','.join(only)}: no cell of {path} is left")
     keys = [key for key, _ in points[0]]
     published = tuple(_published(path, keys, each) for each in stated.get("published", []))
     baseline = stated.get("baseline", "fedprompt")
-    return Plan(path.stem, stated["title"], baseline, kept, published)
+    gates = stated.get("gates", False)
+    return Plan(path.stem, stated["title"], baseline, gates, tuple(cells), published)
 
 
 def _cell(
@@ -123,12 +131,14 @@ def _cell(
         raise ConfigError(f"{path}, {entry}{f' at {where}' if where else ''}: {error}") from error
 
 
-def _wanted(cell: Cell, only: Sequence[str]) -> bool:
+def _wanted(entry: str, values: Mapping[str, Scalar], only: Sequence[str]) -> bool:
     allowed: dict[str, list[Scalar]] = {}
     for text in only:
         key, value = ("entry", text[6:]) if text.startswith("entry=") else parse_assignment(text)
         allowed.setdefault(key, []).append(value)
-    held = {"entry": cell.entry, **cell.config.flat()}
+    method, own = split_entry(entry)
+    stated = {**defaults(), **values, **dict(map(parse_assignment, own))}
+    held = {**stated, "entry": entry, "method": method}
     for key, some in allowed.items():
         if key not in held:
             raise ConfigError(f"--only {key}=…: unknown configuration key {key}")
@@ -142,7 +152,7 @@ def _read(path: Path, preset: str) -> dict[str, Any]:
     stated, common = _parsed(path), path.with_name("common.toml")
     shared = _parsed(common).get("presets", {}) if common.is_file() else {}
     own = stated.get("presets", {})
-    if preset not in {*shared, *own}:
+    if preset not in {*shared, *own} and (preset != "small" or shared or own):
         known = ", ".join(dict.fromkeys((*shared, *own))) or "none"
         raise ConfigError(f"--preset {preset}: {path} has {known}")
     parts = shared.get(preset, {}), stated, own.get(preset, {})

@@ -1,13 +1,14 @@
 """From result files alone: a table, its CSV, and pictures.
 
-Means are over seeds of one configuration, model, and code; where results of several codes lie in a
+Means are over seeds of one configuration, model, type and code; where results of several lie in a
 folder, each has rows of its own.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from mops_fl.run.folder import csv_line
 from mops_fl.run.results import MEASURES, Estimate, Replicates, Run
 
 _COUNTS = ("parameters", "bytes a round", "seconds")
+_ORIGINS = ("code", "model", "dtype")
+"""What rows may differ in beside point and entry."""
 _COLUMNS = (
-    *("point", "entry", "code", "seeds", *MEASURES, "sd"),
+    *("point", "entry", *_ORIGINS, "seeds", *MEASURES, "sd"),
     *("published", "gain", "reduction", "difference", "low", "high", "p", "least p"),
 )
 
@@ -43,6 +46,10 @@ class Row:
     point: Point
     entry: str
     code: str
+    """Of what decided the numbers: the start of its digest."""
+    model: str
+    """Likewise."""
+    dtype: str
     results: tuple[Result, ...]
 
     @property
@@ -71,18 +78,19 @@ def rows(plan: Plan, results: Iterable[Result]) -> list[Row]:
     Raises:
         RunError: results that would be averaged differ in more than their seed.
     """
-    wanted = {(cell.point, cell.entry): number for number, cell in enumerate(plan.cells)}
-    seeds = {cell.config.seed for cell in plan.cells}
+    cells = {(cell.point, cell.entry, cell.config.seed): cell for cell in plan.cells}
+    order = {(cell.point, cell.entry): number for number, cell in enumerate(plan.cells)}
     groups: defaultdict[tuple, list[Result]] = defaultdict(list)
     for result in results:
-        key = (result.point, result.entry)
-        if key in wanted and result.seed in seeds:
-            same = result.identity["code"], result.identity["data"]["model"]
-            groups[wanted[key], *key, *same].append(result)
+        cell = cells.get((result.point, result.entry, result.seed))
+        if cell is not None and result.is_of(cell):
+            place = result.point, result.entry
+            same = result.identity["code"][:8], result.identity["data"]["model"][:8]
+            groups[order[place], *place, *same, result.run.facts.get("dtype", "")].append(result)
     made = [
-        Row(point, entry, code[:8], tuple(sorted(some, key=lambda result: result.seed)))
-        for (_, point, entry, code, _model), some in sorted(
-            groups.items(), key=lambda g: (g[0][0], *g[0][3:])
+        Row(point, entry, code, model, dtype, tuple(sorted(some, key=lambda result: result.seed)))
+        for (_, point, entry, code, model, dtype), some in sorted(
+            groups.items(), key=lambda group: (group[0][0], *group[0][3:])
         )
     ]
     for row in made:
@@ -91,24 +99,31 @@ def rows(plan: Plan, results: Iterable[Result]) -> list[Row]:
 
 
 def paired(row: Row, baseline: Row) -> Paired | None:
-    """A row against another, seed by seed on the same rows; None without a seed in common."""
-    own, other = ({r.seed: r.run for r in each.results} for each in (row, baseline))
-    seeds = sorted(own.keys() & other.keys())
-    if not seeds:
+    """A row against another, seed by seed on the clients that both evaluated.
+
+    None without a seed in common, or where these clients were evaluated on other rows.
+    """
+    sums = [
+        (_clients(own.run), _clients(other.run)) for own, other in _common(row.results, baseline)
+    ]
+    shared = [sorted(ours.keys() & theirs.keys()) for ours, theirs in sums]
+    arrays = [
+        tuple(np.array([part[client] for client in clients]) for part in pair)
+        for pair, clients in zip(sums, shared, strict=True)
+    ]
+    if not arrays or any(not len(a) or (a[:, 1] != b[:, 1]).any() for a, b in arrays):
         return None
-    sums = [(_clients(own[seed]), _clients(other[seed])) for seed in seeds]
-    for seed, (ours, theirs) in zip(seeds, sums, strict=True):
-        if ours.keys() != theirs.keys() or any(ours[c][1] != theirs[c][1] for c in ours):
-            raise RunError(
-                f"{row.label} and {baseline.label} at seed {seed} were evaluated on other rows: "
-                "they are no pair"
-            )
-    arrays = [tuple(np.array([*part.values()]) for part in pair) for pair in sums]
     totals = [[part.sum(0) for part in pair] for pair in arrays]
     differences = [float(a[0] / a[1] - b[0] / b[1]) for a, b in totals]
     low, high = bootstrap([a for a, _ in arrays], [b for _, b in arrays])
     mean = sum(differences) / len(differences)
-    return Paired(mean, low, high, sign_flip(differences), least_p(len(seeds)), len(seeds))
+    return Paired(mean, low, high, sign_flip(differences), least_p(len(sums)), len(sums))
+
+
+def _common(own: Sequence[Result], baseline: Row) -> list[tuple[Result, Result]]:
+    """The results of the seeds that a row and its baseline both have."""
+    other = {result.seed: result for result in baseline.results}
+    return [(result, other[result.seed]) for result in own if result.seed in other]
 
 
 def _clients(run: Run) -> dict[int, tuple[float, int]]:
@@ -137,8 +152,8 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> list[Pa
 
 
 def _baseline(plan: Plan, row: Row, made: Sequence[Row]) -> Row | None:
-    wanted = row.point, row.code, plan.baseline
-    same = (other for other in made if (other.point, other.code, other.entry) == wanted)
+    wanted = replace(row, entry=plan.baseline, results=())
+    same = (other for other in made if replace(other, results=()) == wanted)
     return next((other for other in same if other is not row), None)
 
 
@@ -147,7 +162,7 @@ def _record(row: Row, baseline: Row | None, published: Sequence[Published]) -> d
     record: dict[str, Any] = {
         "point": " ".join(f"{key}={value}" for key, value in row.point),
         "entry": row.entry,
-        "code": row.code,
+        **{key: getattr(row, key) for key in _ORIGINS},
         "seeds": len(row.results),
         "sd": estimates["perplexity"].sd,
         **{name: estimates[name].mean for name in MEASURES},
@@ -155,9 +170,13 @@ def _record(row: Row, baseline: Row | None, published: Sequence[Published]) -> d
     theirs = [p for p in published if (p.entry, p.point) == (row.entry, row.point)]
     if theirs:
         record["published"] = theirs[0].perplexity
-    if baseline is None:
+    common = [] if baseline is None else _common(row.results, baseline)
+    if baseline is None or not common:
         return record
-    ours, other = record["perplexity"], baseline.estimates["perplexity"].mean
+    # over the seeds that both have
+    ours, other = (
+        sum(pair[n].run.measures()["perplexity"] for pair in common) / len(common) for n in (0, 1)
+    )
     record |= {"gain": gain(other, ours), "reduction": reduction(other, ours)}
     if pair := paired(row, baseline):
         record |= {"difference": pair.mean, "low": pair.low, "high": pair.high}
@@ -170,12 +189,12 @@ def _plain(cell: Any) -> Any:
 
 
 def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
-    several = len({row.code for row in made}) > 1
+    several = [key for key in _ORIGINS if len({getattr(row, key) for row in made}) > 1]
     known = [n for n in MEASURES if any(not math.isnan(record[n]) for record in records)]
     compared = any("gain" in record for record in records)
     stated = any("published" in record for record in records)
     points = [key for key, _ in made[0].point]
-    heads = [*points, "entry", *(["code"] if several else []), "seeds"]
+    heads = [*points, "entry", *several, "seeds"]
     heads += ["perplexity ± sd over seeds", *known[1:]]
     heads += ["published"] if stated else []
     heads += ["gain", "reduction", "Δ log-perplexity [95 %]", "p"] if compared else []
@@ -183,7 +202,7 @@ def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, An
     for row, record in zip(made, records, strict=True):
         sd = f" ± {record['sd']:.2f}" if not math.isnan(record["sd"]) else ""
         cells = [*(str(value) for _, value in row.point), row.entry]
-        cells += [row.code] if several else []
+        cells += [getattr(row, key) for key in several]
         cells += [str(record["seeds"]), f"{_figure('perplexity', record['perplexity'])}{sd}"]
         cells += [_figure(name, record[name]) for name in known[1:]]
         cells += [f"{record['published']:.2f}" if "published" in record else ""] if stated else []
@@ -191,8 +210,8 @@ def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, An
             cells += _comparison(record)
         lines.append(_line(cells))
     if compared:
-        fewest = min(record["seeds"] for record in records if "gain" in record)
-        lines += ["", _reading(plan.baseline, fewest)]
+        least = max((record["least p"] for record in records if "least p" in record), default=1.0)
+        lines += ["", _reading(plan.baseline, least)]
     return "\n".join(lines) + "\n"
 
 
@@ -206,12 +225,12 @@ def _comparison(record: Mapping[str, Any]) -> list[str]:
     return [*shares, interval, f"{record['p']:.3g}"]
 
 
-def _reading(baseline: str, seeds: int) -> str:
+def _reading(baseline: str, least: float) -> str:
     return (
         f"Compared with {baseline}. *Gain* divides by the entry's own perplexity, as the paper "
         "does, *reduction* by the baseline's. The difference is in nats an answer token, seed by "
-        "seed on the same rows; its interval resamples clients; p is the exact two-sided sign-flip "
-        f"test over seeds, which with {seeds} of them cannot be below {least_p(seeds):.3g}."
+        "seed on the same rows; its interval resamples clients; p is the two-sided sign-flip test "
+        f"over seeds, which with so few of them cannot be below {least:.3g}."
     )
 
 
@@ -244,15 +263,24 @@ def _line(cells: Sequence[str]) -> str:
 
 def _pictures(plan: Plan, made: Sequence[Row], folder: Path) -> list[Path]:
     """Perplexity by round, by bytes and by seconds, a picture for each point of the grid."""
-    from mops_fl.run.plots import cost_figure
+    from mops_fl.run.plots import cost_figure, gate_figure
 
     points: defaultdict[Point, list[Row]] = defaultdict(list)
     for row in made:
         points[row.point].append(row)
     files = []
     for point, some in points.items():
-        ending = "".join(f"-{value}" for _, value in point).replace(":", "-").replace("/", "-")
+        ending = "".join(f"-{_slug(str(value))}" for _, value in point)
         file = folder / f"{plan.name}{ending}.png"
         cost_figure([(row.entry, row.replicates) for row in some], file)
         files.append(file)
+        for row in some if plan.gates else ():
+            run = row.results[0].run
+            if run.has("gate.csv"):
+                files.append(folder / f"{plan.name}{ending}-{_slug(row.entry)}-gate.png")
+                gate_figure(run, files[-1])
     return files
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mops_fl.config import Config, app_folder
+from mops_fl.config import EARLIER, Config, app_folder, defaults
 from mops_fl.errors import RunError
 from mops_fl.experiment.plan import Cell
 from mops_fl.files import write_text
@@ -28,6 +28,8 @@ _NUMBERS = (
     *("mops_fl/base", "mops_fl/compression", "mops_fl/data", "mops_fl/methods", "mops_fl/models"),
     *("mops_fl/training", "mops_fl/wire", "mops_fl/engine", "strategies", "partitions"),
     *("mops_fl/seeding.py", "mops_fl/metrics.py", "mops_fl/start.py", "mops_fl/server_app.py"),
+    *("mops_fl/client_app.py", "mops_fl/config.py", "mops_fl/compression_spec.py"),
+    "mops_fl/run/folder.py",
 )
 """Code that decides numbers."""
 
@@ -142,6 +144,15 @@ class Result:
         """Of the run."""
         return int(self.run.facts["seed"])
 
+    def is_of(self, cell: Cell) -> bool:
+        """Whether it is a result of a cell: of its configuration, wherever rows and model lie."""
+        stated = {**defaults(), **EARLIER, **self.run.facts["config"]}
+        return all(
+            stated.get(key) == value
+            for key, value in cell.config.flat().items()
+            if key not in _PATHS
+        )
+
 
 class Store:
     """A folder of results."""
@@ -192,13 +203,16 @@ class Store:
                 bulky = name in _BULKY
                 tables[name] = [list(row) for row in rows if not bulky or row[0] in judged]
         facts = {key: value for key, value in run.facts.items() if key not in _LEFT_OUT}
+        config = {**run.facts["config"], **dict.fromkeys(_OWN, "")}
+        if (model := Path(config["model"])).is_absolute():
+            config["model"] = model.name
         content = {
             "format": FORMAT,
             "entry": cell.entry,
             "point": dict(cell.point),
             "hash": identity.hash,
             "identity": {"data": identity.data, "code": identity.code},
-            "facts": {**facts, "config": {**run.facts["config"], **dict.fromkeys(_OWN, "")}},
+            "facts": {**facts, "config": config},
             "tables": tables,
         }
         target = self.file(cell, identity)

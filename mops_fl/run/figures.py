@@ -27,6 +27,7 @@ def _perplexity(folder: Path) -> None:
 
 def _gate(folder: Path) -> None:
     from mops_fl.run.plots import gate_figure
+    from mops_fl.run.results import Run
 
     if (folder / "gate.csv").is_file():
-        gate_figure(folder, folder / "gate.png")
+        gate_figure(Run.read(folder), folder / "gate.png")

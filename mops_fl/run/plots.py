@@ -139,15 +139,14 @@ def _dress(panel: Axes) -> None:
     panel.tick_params(labelsize=9)
 
 
-def gate_figure(run: Path, path: Path) -> None:
+def gate_figure(run: Run, path: Path) -> None:
     """Draw the mean gate weight of each expert for each task, first and last evaluated round.
 
     Raises:
-        RunError: the run folder cannot be read, or `path` cannot be written.
+        RunError: it has no gate weights, or `path` cannot be written.
     """
-    read = Run.read(Path(run))
-    shown = sorted({read.gate["round"].min(), read.gate["round"].max()})
-    drawn = read.gate[read.gate["round"].isin(shown)]
+    shown = sorted({run.gate["round"].min(), run.gate["round"].max()})
+    drawn = run.gate[run.gate["round"].isin(shown)]
     order, columns = drawn["task"].unique(), sorted(drawn["expert"].unique())
     weights = {
         number: rows.pivot(index="task", columns="expert", values="weight")
@@ -172,7 +171,7 @@ def gate_figure(run: Path, path: Path) -> None:
         panel.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=list(panels), pad=0.02, label="mean gate weight")
     bar.outline.set_visible(False)
-    figure.suptitle(plain(read.label, limit=int(9 * width)), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(plain(run.label, limit=int(9 * width)), fontsize=10, x=0.01, ha="left")
     save(figure, Path(path))
 
 

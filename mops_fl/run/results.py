@@ -271,13 +271,16 @@ class Run:
 
     def _later_table(self, name: str) -> pd.DataFrame:
         """A table that not every run has, or that older versions did not write; else empty."""
-        there = (self.folder / name).is_file() if self.tables is None else name in self.tables
-        if not there:
+        if not self.has(name):
             return pd.DataFrame(columns=[*COLUMNS[name]]).astype(COLUMNS[name])
         return self._table(name)
 
     def _table(self, name: str) -> pd.DataFrame:
         return pd.DataFrame(self.rows(name), columns=[*COLUMNS[name]]).astype(COLUMNS[name])
+
+    def has(self, name: str) -> bool:
+        """Whether there is a table."""
+        return (self.folder / name).is_file() if self.tables is None else name in self.tables
 
     def rows(self, name: str) -> list[tuple]:
         """A table as it was written.

@@ -79,6 +79,21 @@ def test_only_some_cells(file):
     assert cell == "mops:gate-sync=local"
 
 
+def test_a_value_for_a_key_of_the_grid_is_where_the_cells_lie(file):
+    plan = read_plan(file, values={"alpha": 5.0})
+    assert {dict(cell.point)["alpha"] for cell in plan.cells} == {5.0}
+    assert len(plan.cells) == 8
+
+
+def test_cells_that_are_not_wanted_need_no_rows(tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text('title = "a"\nentries = ["mops"]\n[grid]\ndataset = ["skills", "superni"]\n')
+    with pytest.raises(ConfigError, match="dataset=superni needs data-path"):
+        read_plan(path)
+    assert len(read_plan(path, only=["dataset=skills"]).cells) == 5
+    assert len(read_plan(path, running=False).cells) == 10
+
+
 def test_values_of_the_command_win_and_data_have_places(file, tmp_path):
     rows = tmp_path / "rows.jsonl"
     values = {"local-steps": 9, "dataset": "dolly"}

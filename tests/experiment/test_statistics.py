@@ -1,6 +1,7 @@
 """What few seeds can show, against scipy-free oracles."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -30,9 +31,12 @@ def test_no_p_is_below_what_the_seeds_can_show(seeds, least):
     assert sign_flip([-0.1 - 0.01 * n for n in range(seeds)]) == least
 
 
-def test_sign_flip_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="0 differences"):
-        sign_flip([])
+def test_sign_flip_of_many_is_drawn_and_of_nothing_unknown():
+    values = np.random.default_rng(1).normal(0.2, 1, size=14)
+    drawn = sign_flip([*values, 0.0, 0.0, 0.0])
+    assert drawn == pytest.approx(sign_flip(values), abs=0.01)
+    assert math.isnan(sign_flip([]))
+    assert math.isnan(sign_flip([1.0, math.nan]))
 
 
 def test_the_bootstrap_holds_the_difference_and_shrinks_with_clients():

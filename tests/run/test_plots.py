@@ -43,7 +43,7 @@ def test_infinite_perplexity_leaves_a_gap(tmp_path):
 
 @pytest.mark.parametrize("rounds", [0, 4])
 def test_gate_before_and_after(tmp_path, rounds):
-    gate_figure(write_run(tmp_path / "run", rounds=rounds), tmp_path / "gate.png")
+    gate_figure(Run.read(write_run(tmp_path / "run", rounds=rounds)), tmp_path / "gate.png")
     assert imread(tmp_path / "gate.png").std() > 0.05
 
 
@@ -59,7 +59,7 @@ def test_text_of_others_is_no_formula_and_no_label_is_left_out(tmp_path, monkeyp
     monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
     run = write_run(tmp_path / "_$x^2$", tasks=["$a_1$", "_b"])
     perplexity_figure([run], tmp_path / "figure.png", per_task=True)
-    gate_figure(run, tmp_path / "gate.png")
+    gate_figure(Run.read(run), tmp_path / "gate.png")
     (legend,) = shown[0].legends
     assert [text.get_text() for text in legend.texts] == [r"_\$x^2\$ (mops)"]
     assert shown[0].axes[0].get_title("left") == r"\$a 1\$"
@@ -75,7 +75,7 @@ def test_a_task_without_a_reply_leaves_a_blank(tmp_path, monkeypatch):
     for number, blanks in ((0, 2), (1, 0), (2, 2)):
         rows = [row for row in full if row[:2] != (number, "sort")]
         write_table(run / "gate.csv", rows)
-        gate_figure(run, tmp_path / "gate.png")
+        gate_figure(Run.read(run), tmp_path / "gate.png")
         first, last, _ = shown.pop().axes
         missing = np.isnan([panel.images[0].get_array().filled(np.nan) for panel in (first, last)])
         assert missing.sum() == blanks
@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(RunError, match="its ending must be one of"):
         perplexity_figure([run], tmp_path / "figure.xyz")
     with pytest.raises(RunError, match=r"has no gate\.csv"):
-        gate_figure(run, tmp_path / "gate.png")
+        gate_figure(Run.read(run), tmp_path / "gate.png")
     assert not list(tmp_path.glob("*figure*"))
 
 

@@ -161,7 +161,11 @@ def test_an_update_is_clipped_over_all_tensors_together():
         ({"aggregation": "median", "training": "local"}, "aggregation=median with training=local"),
         ({"clip-norm": 1.0, "training": "centralised"}, "clip-norm=1 with training=centralised"),
         ({"aggregation": "gate-weighted", "method": "lora"}, "which only mops has"),
-        ({"aggregation": "multi-krum", "krum-malicious": 8}, "from 11 clients or more a round"),
+        (
+            {"aggregation": "multi-krum", "krum-malicious": 4},
+            "of 11 clients or more a round",
+        ),
+        ({"malicious-clients": 1, "training": "local"}, "malicious-clients=1 with training=local"),
         ({"malicious-clients": 101}, "malicious-clients=101 is more than the 100 clients"),
         ({"trim-fraction": 0.5}, "trim-fraction=0.5: must be at least 0 and less than 0.5"),
         ({"proximal": -1.0}, "proximal=-1.0: must be at least 0"),
