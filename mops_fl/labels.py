@@ -1,4 +1,11 @@
-"""Showing text that others wrote: tasks, names of runs."""
+"""Showing text that others wrote, tasks and names of runs, and making names of files of it."""
+
+import re
+
+
+def slug(text: str) -> str:
+    """`text` as part of the name of a file, safe on any file system."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
 
 
 def one_line(text: str, limit: int) -> str:

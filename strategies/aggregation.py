@@ -14,7 +14,7 @@ from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from mops_fl.config import AggregationConfig
-from mops_fl.wire.records import ARRAYS, PROMPTS, Tensors, to_array_record
+from mops_fl.wire.records import ARRAYS, PROMPTS, Tensors, norm, to_array_record
 from strategies.averaging import weighted_mean
 
 
@@ -181,13 +181,13 @@ AGGREGATIONS: dict[str, type[FedAvg]] = {
 """The values of `aggregation`."""
 
 
-def clipped(sent: Tensors, made: Tensors, norm: float) -> Tensors:
-    """A client's tensors, their distance from what it was sent at most `norm` (L2, over all)."""
+def clipped(sent: Tensors, made: Tensors, most: float) -> Tensors:
+    """A client's tensors, their distance from what it was sent at most `most` (L2, over all)."""
     updates = {name: value - sent[name] for name, value in made.items()}
-    length = sum(np.square(update, dtype=np.float64).sum() for update in updates.values()) ** 0.5
-    if length <= norm:
+    length = norm(updates)
+    if length <= most:
         return made
-    return {name: sent[name] + np.float32(norm / length) * u for name, u in updates.items()}
+    return {name: sent[name] + np.float32(most / length) * u for name, u in updates.items()}
 
 
 def _stacked(replies: Sequence[Contribution]) -> Tensors:

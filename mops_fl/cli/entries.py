@@ -11,6 +11,7 @@ from mops_fl.cli.run import placed
 from mops_fl.config import Config, split_entry
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import absolute
+from mops_fl.labels import slug
 
 _LONGEST = 80
 """Letters of an entry in the name of its folder; file systems have 255 for the whole name."""
@@ -41,7 +42,7 @@ class Entry:
     @property
     def slug(self) -> str:
         """The start of its folders' names: safe as the name of a file."""
-        return re.sub(r"[^A-Za-z0-9._]+", "-", self.label).strip("-.")
+        return slug(self.label)
 
     def config(self, configure: Configure) -> Config:
         """Its configuration.

@@ -100,10 +100,11 @@ def _file(name: str) -> Path:
     if path.suffix == ".toml":
         return absolute(path)
     folder = app_folder() / "experiments" / "grids"
-    if not (folder / f"{name}.toml").is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml"))) or "none here"
-        raise ConfigError(f"no experiment {name}: known are {known}, or name a TOML file")
-    return folder / f"{name}.toml"
+    known = {file.stem: file for file in sorted(folder.glob("*.toml")) if file.stem != "common"}
+    if name not in known:
+        names = ", ".join(known) or "none here"
+        raise ConfigError(f"no experiment {name}: known are {names}, or name a TOML file")
+    return known[name]
 
 
 def _model(model: str | None) -> dict[str, Scalar]:

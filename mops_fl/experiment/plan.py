@@ -9,7 +9,6 @@ hold the results against: an ``entry``, a ``perplexity`` and the point that they
 """
 
 import itertools
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from mops_fl.config import Config, Scalar, defaults, parse_assignment, split_entry
 from mops_fl.errors import ConfigError
+from mops_fl.labels import slug
 
 Point = tuple[tuple[str, Scalar], ...]
 """Where a cell lies in the grid: its keys with their values, in the grid's order."""
@@ -43,7 +43,7 @@ class Cell:
     def name(self) -> str:
         """Readable, and safe as the name of a file; two cells may share it."""
         parts = [*(str(value) for _, value in self.point), self.entry, f"seed{self.config.seed}"]
-        return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)
+        return "-".join(map(slug, parts))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_plan(
         ConfigError: the file, the preset, a key or a value cannot be used; or no cell is left.
     """
     stated = _read(path, preset)
-    points = _points(path, stated)
+    points, allowed = _points(path, stated), _allowed(only)
     cells: dict[Cell, None] = {}
     places = {**dict.fromkeys(() if running else ("superni", "jsonl"), "-"), **(data or {})}
     # one seed after the other: what is there early has all entries
@@ -104,7 +104,7 @@ def read_plan(
         # what the command gives a key of the grid is where the cell lies
         point = tuple((key, (values or {}).get(key, value)) for key, value in point)
         common = {**stated["values"], **dict(point), **(values or {}), "seed": seed}
-        if _wanted(entry, common, only):
+        if _wanted(entry, common, allowed):
             cells[_cell(path, entry, point, common, places)] = None
     if not cells:
         raise ConfigError(f"--only {','.join(only)}: no cell of {path} is left")
@@ -128,23 +128,29 @@ def _cell(
         return Cell(entry, point, Config.from_flat(values))
     except ConfigError as error:
         where = ", ".join(f"{key}={value}" for key, value in point)
-        raise ConfigError(f"{path}, {entry}{f' at {where}' if where else ''}: {error}") from error
+        hint = f" (--data {dataset}=PATH names it)" if "data-path" in str(error) else ""
+        place = f"{path}, {entry}{f' at {where}' if where else ''}"
+        raise ConfigError(f"{place}: {error}{hint}") from error
 
 
-def _wanted(entry: str, values: Mapping[str, Scalar], only: Sequence[str]) -> bool:
+def _allowed(only: Sequence[str]) -> dict[str, list[Scalar]]:
+    """The values that a cell may have of each key."""
     allowed: dict[str, list[Scalar]] = {}
     for text in only:
         key, value = ("entry", text[6:]) if text.startswith("entry=") else parse_assignment(text)
+        if key not in ("entry", *defaults()):
+            raise ConfigError(f"--only {key}=…: unknown configuration key {key}")
         allowed.setdefault(key, []).append(value)
+    return allowed
+
+
+def _wanted(
+    entry: str, values: Mapping[str, Scalar], allowed: Mapping[str, Sequence[Scalar]]
+) -> bool:
     method, own = split_entry(entry)
     stated = {**defaults(), **values, **dict(map(parse_assignment, own))}
     held = {**stated, "entry": entry, "method": method}
-    for key, some in allowed.items():
-        if key not in held:
-            raise ConfigError(f"--only {key}=…: unknown configuration key {key}")
-        if held[key] not in some:
-            return False
-    return True
+    return all(held[key] in some for key, some in allowed.items())
 
 
 def _read(path: Path, preset: str) -> dict[str, Any]:

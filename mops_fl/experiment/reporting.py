@@ -5,7 +5,6 @@ folder, each has rows of its own.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from mops_fl.experiment.statistics import (
     sign_flip,
 )
 from mops_fl.files import write_text
+from mops_fl.labels import slug
 from mops_fl.run.folder import csv_line
 from mops_fl.run.results import MEASURES, Estimate, Replicates, Run
 
@@ -121,9 +121,13 @@ def paired(row: Row, baseline: Row) -> Paired | None:
 
 
 def _common(own: Sequence[Result], baseline: Row) -> list[tuple[Result, Result]]:
-    """The results of the seeds that a row and its baseline both have."""
+    """The results of the seeds that a row and its baseline both have, on the same rows."""
     other = {result.seed: result for result in baseline.results}
-    return [(result, other[result.seed]) for result in own if result.seed in other]
+    return [
+        (result, other[result.seed])
+        for result in own
+        if result.seed in other and result.identity["data"] == other[result.seed].identity["data"]
+    ]
 
 
 def _clients(run: Run) -> dict[int, tuple[float, int]]:
@@ -270,17 +274,13 @@ def _pictures(plan: Plan, made: Sequence[Row], folder: Path) -> list[Path]:
         points[row.point].append(row)
     files = []
     for point, some in points.items():
-        ending = "".join(f"-{_slug(str(value))}" for _, value in point)
+        ending = "".join(f"-{slug(str(value))}" for _, value in point)
         file = folder / f"{plan.name}{ending}.png"
-        cost_figure([(row.entry, row.replicates) for row in some], file)
+        cost_figure([replace(row.replicates, label=row.entry) for row in some], file)
         files.append(file)
         for row in some if plan.gates else ():
             run = row.results[0].run
             if run.has("gate.csv"):
-                files.append(folder / f"{plan.name}{ending}-{_slug(row.entry)}-gate.png")
+                files.append(folder / f"{plan.name}{ending}-{slug(row.entry)}-gate.png")
                 gate_figure(run, files[-1])
     return files
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")

@@ -86,7 +86,7 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
     save(figure, Path(path))
 
 
-def cost_figure(groups: Sequence[tuple[str, Replicates]], path: Path) -> None:
+def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     """Draw perplexity against rounds, against bytes and against seconds of training.
 
     Means over seeds; what trains nothing is a horizontal line.
@@ -98,8 +98,8 @@ def cost_figure(groups: Sequence[tuple[str, Replicates]], path: Path) -> None:
         raise RunError("there is no run to plot")
     figure = Figure(figsize=(9.6, 3.2 + 0.19 * len(groups)), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, 3, sharey=True)
-    means = [group.curves().mean(axis=1) for _, group in groups]
-    for index, ((_, group), series) in enumerate(zip(groups, means, strict=True)):
+    means = [group.curves().mean(axis=1) for group in groups]
+    for index, (group, series) in enumerate(zip(groups, means, strict=True)):
         spent = pd.concat([run.costs() for run in group.runs]).groupby(level=0).mean()
         spent = spent.reindex(series.index)
         for panel, x in zip(
@@ -114,21 +114,27 @@ def cost_figure(groups: Sequence[tuple[str, Replicates]], path: Path) -> None:
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _scale(panels[0], means)
     panels[0].set_ylabel("perplexity on answer tokens", fontsize=9)
-    labels = [plain(label, limit=96) for label, _ in groups]
+    labels = [plain(group.label, limit=96) for group in groups]
     figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
     save(figure, Path(path))
 
 
 def _draw_line(panel: Axes, index: int, x: Any, y: pd.Series) -> None:
-    look: dict[str, Any] = {
+    if len(y) == 1:
+        panel.axhline(float(y.iloc[0]), **{**_look(index), "marker": ""})
+    else:
+        panel.plot(x, y, **_look(index))
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Of the line of one of several configurations."""
+    return {
         "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 3.5,
         "linestyle": LINES[index // len(COLOURS) % len(LINES)],
         "linewidth": 1.5,
     }
-    if len(y) == 1:
-        panel.axhline(float(y.iloc[0]), **look)
-    else:
-        panel.plot(x, y, marker=MARKERS[index % len(MARKERS)], markersize=3.5, **look)
 
 
 def _dress(panel: Axes) -> None:
@@ -177,25 +183,21 @@ def gate_figure(run: Run, path: Path) -> None:
 
 def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) -> None:
     for index, group in enumerate(groups):
-        colour, curves = COLOURS[index % len(COLOURS)], group.curves(task)
+        look, curves = _look(index), group.curves(task)
         series = curves.mean(axis=1)
         panel.errorbar(
             series.index,
             series,
             yerr=_bars(group.runs[0], task, series) if len(group.runs) == 1 else None,
             elinewidth=1.0,
-            color=colour,
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=3.5,
             markevery=max(1, len(series) // 25),
-            linewidth=1.5,
-            linestyle=LINES[index // len(COLOURS) % len(LINES)],
+            **look,
         )
         if len(group.runs) > 1:
             sd = curves.apply(deviation, axis=1)
             # no perplexity is below one
             low, high = (series - sd).clip(lower=1), series + sd
-            panel.fill_between(series.index, low, high, color=colour, alpha=0.2, linewidth=0)
+            panel.fill_between(series.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
     _dress(panel)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 

@@ -7,7 +7,7 @@ import numpy as np
 from mops_fl.config import AggregationConfig
 from mops_fl.seeding import numpy_generator
 from mops_fl.wire.parsing import LARGEST_VALUE
-from mops_fl.wire.records import Tensors
+from mops_fl.wire.records import Tensors, norm
 
 
 def attacked(
@@ -26,18 +26,13 @@ def attacked(
     """
     updates = {name: value - sent[name] for name, value in made.items() if name in sent}
     if config.attack == "noise":
-        length = _norm(updates)
+        length = norm(updates)
         draw = numpy_generator(seed, "attack", *purpose)
         noise = {n: draw.standard_normal(u.shape, np.float32) for n, u in updates.items()}
-        updates = {name: value * np.float32(length / _norm(noise)) for name, value in noise.items()}
+        updates = {name: value * np.float32(length / norm(noise)) for name, value in noise.items()}
     scale = np.float32(
         -config.attack_scale if config.attack == "sign-flip" else config.attack_scale
     )
     spoilt = {name: sent[name] + scale * update for name, update in updates.items()}
     limits = -LARGEST_VALUE, LARGEST_VALUE
     return {**made, **{name: np.clip(value, *limits) for name, value in spoilt.items()}}
-
-
-def _norm(tensors: Tensors) -> float:
-    """L2, over all."""
-    return sum(np.square(value, dtype=np.float64).sum() for value in tensors.values()) ** 0.5

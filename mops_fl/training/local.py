@@ -33,6 +33,8 @@ class LocalResult:
     seconds: float
     gate: tuple[float, ...] = ()
     """The mean gate weight of each expert over the batches; empty without a gate."""
+    broken: bool = False
+    """Whether a gradient was not finite, and so counted as zero."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def train(
     experts = mixture.layout.experts if trainable.gated else 0
     gates = torch.zeros(len(clients), experts, dtype=torch.float64, device=device)
     tokens = np.zeros(len(clients), np.int64)
+    broken = torch.zeros(len(clients), dtype=torch.bool, device=device)
     sent = [leaf.detach().clone() for leaf in trainable.parameters()] if config.proximal else []
     for step in range(config.local_steps):
         part = slice(step * config.batch_size, (step + 1) * config.batch_size)
@@ -104,7 +107,7 @@ def train(
         counts = np.bincount(owner, [len(example.answer) for example in examples])
         tokens += counts.astype(np.int64)
         for group, (nll, gate) in mixture.in_groups(
-            partial(_gradient, mixture, trainable, examples, owner, counts),
+            partial(_gradient, mixture, trainable, examples, owner, counts, broken),
             examples,
             owner,
             training=True,
@@ -128,6 +131,7 @@ def train(
             tally=Tally(sums[client].item(), int(tokens[client])),
             seconds=seconds,
             gate=tuple((gates[client] / gates[client].sum()).tolist()) if experts else (),
+            broken=bool(broken[client]),
         )
         for client, own in enumerate(data)
     ]
@@ -139,12 +143,13 @@ def _gradient(
     examples: Sequence[Tokenised],
     owner: Sequence[int],
     counts: np.ndarray,
+    broken: torch.Tensor,
     group: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Add the gradient of some of a step's examples, all of it or nothing.
 
     A client's gradient of a tensor counts as zero where it is not finite: it was sent tensors that
-    nothing can be computed with, and its cohort has no part in that.
+    nothing can be computed with, and its cohort has no part in that. `broken` [C] notes it.
 
     Returns:
         Losses [B] and gate weights [B, E], None without a gate.
@@ -156,6 +161,7 @@ def _gradient(
     leaves = trainable.parameters()
     for leaf, gradient in zip(leaves, torch.autograd.grad(nll @ shares, leaves), strict=True):
         finite = gradient.isfinite().flatten(1).all(1)
+        broken |= ~finite
         own = gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0)
         leaf.grad = own if leaf.grad is None else leaf.grad + own
     return nll.detach().double(), None if gate is None else gate.detach().double()

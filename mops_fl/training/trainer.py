@@ -265,6 +265,11 @@ class Trainer:
     ) -> LocalResult:
         """What a client makes known of a round: its gate where that counts, or an attack."""
         own, seed = self.config.aggregation, self.config.seed
+        if result.broken:
+            self.backbone.memory.warnings.append(
+                f"round {server_round}: gradients of client {partition} were not finite and "
+                "counted as zero: its tensors are too large, or dtype has too small a range"
+            )
         if own.aggregation != "gate-weighted":
             result = replace(result, gate=())
         if partition not in self._malicious:

@@ -42,6 +42,11 @@ def from_array_record(record: ArrayRecord) -> Tensors:
     return {name: array.numpy() for name, array in record.items()}
 
 
+def norm(tensors: Mapping[str, np.ndarray]) -> float:
+    """L2, over all tensors together."""
+    return sum(np.square(value, dtype=np.float64).sum() for value in tensors.values()) ** 0.5
+
+
 def num_bytes(record: ArrayRecord) -> int:
     """Bytes of an ArrayRecord as it travels."""
     return sum(len(array.data) for array in record.values())

@@ -119,6 +119,17 @@ def test_a_client_with_such_tensors_leaves_its_cohort_alone(tiny_llama, method, 
         np.testing.assert_allclose(value, alone.tensors[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_client_that_cannot_train_is_named(tiny_llama):
+    config = configured(tiny_llama, method="fedprompt", dtype="float16")
+    trainer = Trainer(config)
+    sound = trainer.method.initial(config, trainer.model_facts.sizes, 0)
+    spoilt = {name: np.full_like(value, LARGEST_VALUE) for name, value in sound.items()}
+    worker = CohortWorker(config, "cpu", 1)
+    (warning,) = worker.serve([task(0, sound), task(2, spoilt)]).warnings
+    assert "gradients of client 2 were not finite" in warning
+    assert worker.serve([task(0, sound), task(1, sound)]).warnings == []
+
+
 def test_the_mean_gate_travels_where_it_counts_only(tiny_llama):
     config = configured(tiny_llama, aggregation="gate-weighted", local_steps=1)
     trainer = Trainer(config)

@@ -130,6 +130,20 @@ def test_a_client_without_an_evaluation_is_left_out_of_the_pairs(store):
     assert found.seeds == 3
 
 
+def test_runs_on_other_rows_are_not_compared(store, tmp_path):
+    (_, fedprompt, mops) = rows(PLAN, store.results())
+    for result in mops.results:
+        result.identity["data"]["rows"] = "others"
+    assert paired(mops, fedprompt) is None
+    (file,) = store.folder.glob("*mops-seed0*")
+    file.write_text(file.read_text().replace('"model":"m"', '"model":"m","rows":"others"'))
+    for other in store.folder.glob("*mops-seed[12]*"):
+        other.unlink()
+    text = write_report(PLAN, store.results(), tmp_path)[0].read_text()
+    (line,) = (line for line in text.splitlines() if "| mops |" in line)
+    assert line.endswith("|  |  |  |  |")
+
+
 def test_clients_on_other_rows_are_no_pair(store):
     _, fedprompt, mops = rows(PLAN, store.results())
     table = mops.results[0].run.tables["evaluation.csv"]
