@@ -50,13 +50,16 @@ def test_two_runners_share_the_cells_and_one_finishes_what_the_other_left(file, 
     results, runs = tmp_path / "runs" / "results" / "two", tmp_path / "runs" / "experiments" / "two"
     killed = start(tmp_path, "--only=entry=fedprompt")
     deadline = time.monotonic() + 720
-    while not [*runs.glob("*/checkpoints/round-001.safetensors")]:
+    while not [*runs.glob("*/run.json")]:
         assert killed.poll() is None, killed.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     # it finds the other at work on one cell, does the next, and comes back
     second = start(tmp_path)
-    time.sleep(10)
+    while not [*runs.glob("*/checkpoints/round-001.safetensors")]:
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     out = printed(second)
