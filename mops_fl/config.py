@@ -295,9 +295,9 @@ class Config:
     federation: FederationConfig
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         for group in _groups(type(self)):
-            _check_fields(getattr(self, group.name))
+            check_fields(getattr(self, group.name))
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -453,7 +453,7 @@ class Config:
             for item in fields(owner):
                 value = getattr(owner, item.name)
                 if not is_dataclass(value):
-                    found[_key(item)] = value
+                    found[key_of(item)] = value
         return {key: found[key] for key in defaults()}
 
 
@@ -514,7 +514,8 @@ def _groups(cls: type) -> Iterator[Field]:
     return (f for f in fields(cls) if is_dataclass(f.type))
 
 
-def _key(item: Field) -> str:
+def key_of(item: Field) -> str:
+    """A field's key outside."""
     return item.name.replace("_", "-")
 
 
@@ -524,11 +525,16 @@ def _build(cls: type, values: Mapping[str, Scalar]) -> Any:
         if is_dataclass(item.type):
             arguments[item.name] = _build(item.type, values)  # type: ignore[arg-type]
         else:
-            arguments[item.name] = _typed(_key(item), values[_key(item)], item.type)
+            arguments[item.name] = typed(key_of(item), values[key_of(item)], item.type)
     return cls(**arguments)
 
 
-def _typed(key: str, value: Scalar, kind: Any) -> Scalar:
+def typed(key: str, value: Scalar, kind: Any) -> Scalar:
+    """A value of a key, whole numbers as numbers where these are wanted.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -562,9 +568,14 @@ def _check_path(key: str, dataset: str, path_key: str, path: str) -> None:
         raise ConfigError(f"{key}={dataset} needs {path_key}: {kind}")
 
 
-def _check_fields(owner: Any) -> None:
+def check_fields(owner: Any) -> None:
+    """Check each field of a dataclass by its metadata: `choices`, or `low` and `below`.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
     for item in fields(owner):
-        value, key = getattr(owner, item.name), _key(item)
+        value, key = getattr(owner, item.name), key_of(item)
         choices = item.metadata.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}={value!r}: must be one of {', '.join(choices)}")

@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.logger import log
 
-from mops_fl.engine.tasks import Answer, NotStartedError, Served, Task, reason_of
+from mops_fl.training.tasks import Answer, NotStartedError, Served, Task, reason_of
 
 _LOSSES_OF_A_SHARD = 2
 """Workers that may be lost while they serve a shard, before its clients get error replies."""

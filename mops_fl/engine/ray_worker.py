@@ -18,7 +18,7 @@ import mops_fl
 from mops_fl.config import Config
 from mops_fl.engine.pool import Shard
 from mops_fl.engine.slots import Slot, slots_of
-from mops_fl.engine.tasks import Served
+from mops_fl.training.tasks import Served
 from mops_fl.errors import RunError
 from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tasks import assert_close, configured, task, tensors_of, values
 
-from mops_fl.engine.tasks import NotStartedError
+from mops_fl.training.tasks import NotStartedError
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
 from mops_fl.metrics import total

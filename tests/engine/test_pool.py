@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from tasks import task
 
 from mops_fl.engine.pool import Pool
-from mops_fl.engine.tasks import Answer, NotStartedError, Served, Task
+from mops_fl.training.tasks import Answer, NotStartedError, Served, Task
 
 PATIENCE_SECONDS = 20
 
