@@ -132,6 +132,8 @@ class Federation(Roster):
         self._identities: dict[str, dict[str, str]] = folder.facts.get("clients", {})
         for client in clients.values():
             self._remember(client)
+        for node, description in described.items():
+            self._blame(Client(node, description))
         self._tell(0)
 
     def look(self, server_round: int) -> None:
@@ -148,6 +150,10 @@ class Federation(Roster):
     def _forget(self, connected: set[int]) -> None:
         """Let go of nodes that are not connected any more."""
         self._met &= connected
+        refused = self._folder.facts["refused_clients"]
+        for node in [name for name in refused if name.startswith("node ")]:
+            if int(node.removeprefix("node ")) not in connected:
+                del refused[node]
         self._described = {n: own for n, own in self._described.items() if n in connected}
         self.spares = {p: client for p, client in self.spares.items() if client.node in connected}
         for partition, client in self.clients.items():
@@ -173,17 +179,23 @@ class Federation(Roster):
         self._described |= described
         for node, description in described.items():
             newcomer = Client(node, description)
-            if fault := self._fault(newcomer):
+            if fault := self._blame(newcomer):
                 refused[node] = fault
             else:
                 self._admit(newcomer)
         self._refuse(refused)
 
+    def _blame(self, newcomer: Client) -> str:
+        """Why a node may not take part, which is why the client that it says it is is absent."""
+        partition, fault = newcomer.description.partition, self._fault(newcomer)
+        if fault and partition in self.absent:
+            self.absent[partition] = fault
+        return fault
+
     def _fault(self, newcomer: Client) -> str:
         """Why a node that described itself may not take part; empty if it may."""
         partition = newcomer.description.partition
-        claims = [own for own in self._described.values() if own.partition == partition]
-        if len(claims) > 1:
+        if sum(own.partition == partition for own in self._described.values()) > 1:
             return f"several nodes have partition-id={partition}: give every node its own"
         member = next(iter(self.clients.values()))
         change = _change(self._identities, newcomer.description)
@@ -246,18 +258,18 @@ def _change(identities: Mapping[str, Mapping[str, str]], description: Descriptio
         for key, value in before.items()
         if getattr(description, key) != value
     ]
-    return (
-        "; ".join(changed) + ": a client keeps its model and data within a run" if changed else ""
-    )
+    if not changed:
+        return ""
+    return f"{'; '.join(changed)}: a client keeps its model and data within a run"
 
 
 def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
     """The nodes that are connected: as many as expected, or as no more come to in a while."""
     connected = list(grid.get_node_ids())
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    most, deadline = len(connected), time.monotonic() + _PATIENCE_SECONDS
     while len(connected) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
-        before, connected = len(connected), list(grid.get_node_ids())
-        if len(connected) > before:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+        connected = list(grid.get_node_ids())
+        if len(connected) > most:
+            most, deadline = len(connected), time.monotonic() + _PATIENCE_SECONDS
     return connected

@@ -17,8 +17,8 @@ from mops_fl.data.split import malicious_partitions
 from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import ConfigError, RunError
-from mops_fl.membership import find_clients
 from mops_fl.files import cache_folder
+from mops_fl.membership import find_clients
 from mops_fl.methods import method_of
 from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
