@@ -10,7 +10,7 @@ import typer
 from mops_fl.cli import options
 from mops_fl.cli.ending import telling
 from mops_fl.cli.run import check, console, default_name, execute, placed
-from mops_fl.config import EARLIER, Config, Scalar
+from mops_fl.config import EARLIER, MENDABLE, Config, Scalar, parse_assignment
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import absolute
 from mops_fl.machine import cores
@@ -70,9 +70,9 @@ def _simulate(
         config = options.configure(config_file, clients, values, **forced)
         config = placed(config, runs_dir, name or default_name(config))
     else:
-        if values or config_file or name or clients is not None:
+        if config_file or name or clients is not None:
             raise ConfigError("--resume takes the run's own configuration: give no other values")
-        config = _resumed(resume)
+        config = _resumed(resume, values or ())
     given = options.resources(config, *resources)
     dtype = check([config], given)
     folder = execute(config, given, dtype)
@@ -94,11 +94,18 @@ def _perplexity(folder: Path) -> str:
     )
 
 
-def _resumed(folder: Path) -> Config:
+def _resumed(folder: Path, values: Sequence[str] = ()) -> Config:
+    """The configuration of a run that is carried on, with other values of `MENDABLE` keys."""
     from mops_fl.run.results import Run
 
+    changes = dict(map(parse_assignment, values))
+    if own := sorted(changes.keys() - {*MENDABLE}):
+        raise ConfigError(
+            f"--resume takes the run's own configuration, so {', '.join(own)} cannot be given: "
+            f"only {', '.join(MENDABLE)} can"
+        )
     run = Run.read(folder)
     if run.facts["status"] == "completed":
         raise RunError(f"{folder} is completed: there is nothing to resume")
-    config = Config.from_flat({**EARLIER, **run.facts["config"]})
+    config = Config.from_flat({**EARLIER, **run.facts["config"], **changes})
     return replace(config, run_dir=str(absolute(folder)), resume=True)

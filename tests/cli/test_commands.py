@@ -220,7 +220,7 @@ def test_bad_config_file(tmp_path, text, message):
         (["simulate", "--clients", "5"], "active-clients=10 is more than num-clients=5"),
         (["simulate", "--name", "a/b"], "without slashes"),
         (["simulate", "--resume", "missing"], "no such folder"),
-        (["simulate", "--resume", "x", "-c", "seed=1"], "give no other values"),
+        (["simulate", "--resume", "x", "-c", "seed=1"], "so seed cannot be given"),
         (["simulate", "-c", "num-samples=1500", "--clients", "1000"], "at least 10000 are needed"),
         (["simulate", "-c", "model=./missing"], "model='./missing'"),
         (["simulate", "-c", "dataset=jsonl", "-c", "data-path=none.jsonl"], "none.jsonl"),
@@ -299,8 +299,9 @@ def test_show_a_run_without_a_gate_whose_tasks_look_like_nothing(run, tmp_path):
 
 
 def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
-    rows = [(0, "all", 1.0, 1, 77.0), (0, "b", 1.0, 1, 66.0), (4, "all", 1.0, 1, 55.0)]
-    write_table(write_run(tmp_path / "one") / "rounds.csv", [*rows, (4, "a", 1.0, 1, 44.0)])
+    said = [(0, "all", 77.0), (0, "b", 66.0), (4, "all", 55.0), (4, "a", 44.0)]
+    rows = [(number, task, 1.0, 1, value, 1.0) for number, task, value in said]
+    write_table(write_run(tmp_path / "one") / "rounds.csv", rows)
     _, out, _ = run("show", "one")
     lines = [line.split() for line in out.splitlines()]
     assert ["b", "66.00"] in lines

@@ -74,13 +74,11 @@ def message_of(kind: str, content: RecordDict | None = None, *, run: int = 1) ->
     return make_message(metadata, content or RecordDict())
 
 
-def round_of(node: dict[str, Scalar], *, scale: float = 1.0, clients: int | None = None):
+def round_of(node: dict[str, Scalar], *, scale: float = 1.0, clients: int = 2):
     """The content of a round's message, of the method's first tensors."""
     config = Config.from_flat({**RUN, "model": node["model"], "compression": "none"})
     sizes = model_facts(config.backbone).sizes
     tensors = method_of(config.method).initial(config, sizes, 0)
-    record = Assignment("0" * 32, 1, 0).record()
-    if clients is not None:
-        record["clients"] = clients
+    record = Assignment("0" * 32, 1, 0, clients).record()
     scaled = {name: value * scale for name, value in tensors.items()}
     return RecordDict({ARRAYS: to_array_record(scaled), CONFIG: record})

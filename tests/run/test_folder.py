@@ -17,7 +17,7 @@ from mops_fl.wire.rounds import EvaluateRound, TrainRound, TrainRow
 FLAT = {"num-server-rounds": 4, "eval-every": 2}
 
 
-PARTITION = [(0, "b", 1, 1), (0, "a", 1, 1)]
+PARTITION = [(3, "b", 1, 1), (3, "a", 1, 1)]
 
 
 def create(path: Path, partition=PARTITION) -> tuple[RunFolder, Recorder]:
@@ -57,7 +57,7 @@ def test_a_whole_run_is_written(tmp_path):
     recorder.finish(status="completed")
     read = lambda name: (folder.path / name).read_text()  # noqa: E731
     assert read("rounds.csv").startswith(
-        "round,task,nll,tokens,perplexity\n0,all,4.0,2,7.38905609893065\n0,b,3.0,1,20.0855"
+        "round,task,nll,tokens,perplexity,share\n0,all,4.0,2,7.38905609893065,1.0\n0,b,3.0,1,20.08"
     )
     assert "2,a,1,0.75\n" in read("gate.csv")
     assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")

@@ -27,8 +27,8 @@ def test_a_run_is_read(tmp_path):
 def test_infinite_perplexity_is_read(tmp_path):
     folder = write_run(tmp_path / "one")
     text = (folder / "rounds.csv").read_text().splitlines()
-    text[1] = "0,all,90000.0,100,inf"
-    text[2] = "0,sort,0.0,0,nan"
+    text[1] = "0,all,90000.0,100,inf,1.0"
+    text[2] = "0,sort,0.0,0,nan,1.0"
     (folder / "rounds.csv").write_text("\n".join(text) + "\n")
     run = Run.read(folder)
     assert run.perplexity().iloc[0] == math.inf
@@ -53,7 +53,7 @@ def test_labels_that_are_all_numbers_or_all_missing(tmp_path):
 
 def test_a_task_called_all_is_not_the_total(tmp_path):
     folder = write_run(tmp_path / "one", rounds=0)
-    rows = [(0, "all", 4.0, 2, 7.4), (0, "all", 1.0, 1, 2.7), (0, "b", 3.0, 1, 20.1)]
+    rows = [(0, "all", 4.0, 2, 7.4, 1.0), (0, "all", 1.0, 1, 2.7, 1.0), (0, "b", 3.0, 1, 20.1, 1.0)]
     write_table(folder / "rounds.csv", rows)
     run = Run.read(folder)
     assert run.tasks == ["all", "b"]
