@@ -114,7 +114,8 @@ class Description:
         """As it arrived.
 
         Raises:
-            MalformedError: it is not as `content` makes it, or the client holds no rows.
+            MalformedError: it is not as `content` makes it, or the client holds too few rows: none
+                to train on, or none held out of a share of what is divided among all.
         """
         (record,) = records(content, (CONFIG, ConfigRecord))
         fields = Fields(record)
@@ -139,9 +140,10 @@ class Description:
             dtype=fields.text("dtype", r"[a-z]+\d+"),
         )
         fields.done()
-        for what, rows in (("training", found.train), ("held-out", found.test)):
-            if not sum(rows):
-                raise MalformedError(f"it has no {what} rows")
+        if not found.examples:
+            raise MalformedError("it has no training rows")
+        if not found.own_data and not sum(found.test):
+            raise MalformedError("it has no held-out rows")
         return found
 
 
