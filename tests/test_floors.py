@@ -18,9 +18,9 @@ FLOORS = (
     ("mops_fl.files", "mops_fl.compression_spec"),
     ("mops_fl.config", "mops_fl.pictures"),
     ("mops_fl.wire", "mops_fl.data", "mops_fl.base"),
-    ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run"),
+    ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run", "mops_fl.node"),
     ("strategies", "mops_fl.models", "mops_fl.flower"),
-    ("mops_fl.training", "mops_fl.experiment"),
+    ("mops_fl.training", "mops_fl.experiment", "mops_fl.deploy"),
     ("mops_fl.engine", "mops_fl.client_app", "mops_fl.start", "mops_fl.cli"),
     ("mops_fl.server_app", "experiments"),
 )
