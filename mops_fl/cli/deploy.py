@@ -260,7 +260,8 @@ def status(folder: ServerDir = FEDERATION) -> None:
     for member in found:
         nodes.add_row(member.name, member.node, member.status, member.seen)
     _say_flwr(place, ["list"])
-    runs = Table("run", "status", "seconds", "folder", title="runs", box=None)
+    runs = Table("run", "status", "seconds", title="runs", box=None)
+    runs.add_column("folder", overflow="fold")
     known = members.submitted(place)
     for each in known:
         runs.add_row(each.run_id, each.status, f"{each.seconds:.0f}", each.folder)

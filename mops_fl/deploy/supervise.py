@@ -4,11 +4,12 @@
 
 A SuperNode ends where its server refuses it: while the key is not registered, or while the server
 believes that the node is still there, some 60 s after it was killed. It is started again and again.
-SIGTERM and SIGINT stop it, and every process of this node; what a supervisor that was killed left
-running is stopped by the next one.
+SIGTERM and SIGINT stop it, and every process of this node. Where this process is killed, Linux
+stops the SuperNode; what is left running all the same is stopped by the next one.
 """
 
 import contextlib
+import ctypes
 import datetime
 import fcntl
 import signal
@@ -30,6 +31,9 @@ SETTLED = 120.0
 
 FAREWELL = 10.0
 """Seconds that a SuperNode has to say goodbye to its server."""
+
+_SIGNAL_OF_PARENT_DEATH = 1
+"""`PR_SET_PDEATHSIG` of Linux."""
 
 
 @contextlib.contextmanager
@@ -61,7 +65,11 @@ def keep_running(flwr_home: Path, work: Path, command: list[str]) -> None:
         started = time.monotonic()
         # the terminal's Ctrl-C is for this process alone
         process = subprocess.Popen(
-            command, cwd=work, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         while process.poll() is None and not stop.wait(0.2):
             pass
@@ -77,6 +85,11 @@ def keep_running(flwr_home: Path, work: Path, command: list[str]) -> None:
             stop.wait(wait)
     kill_all(flwr_home)
     _say("stopped")
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENT_DEATH, signal.SIGINT)
 
 
 def _part(process: subprocess.Popen) -> None:
