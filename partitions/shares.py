@@ -32,11 +32,12 @@ def shares(corpus: Corpus, config: Config) -> list[Share]:
 def own_share(corpus: Corpus, config: Config) -> Share:
     """The share of a client whose data are a corpus of its own: all of it.
 
-    Raises:
-        DataError: it has fewer than `LEAST` examples of trained tasks.
+    A single example is trained on, and nothing is held out.
     """
-    unseen = corpus.unseen.tolist()
-    return split(corpus.trained.tolist(), config.data, config.seed, 0, unseen)
+    examples, unseen = corpus.trained.tolist(), corpus.unseen.tolist()
+    if len(examples) < LEAST:
+        return Share(train=tuple(examples), test=(), unseen=tuple(unseen))
+    return split(examples, config.data, config.seed, 0, unseen)
 
 
 def server_rows(corpus: Corpus, config: Config) -> tuple[int, ...]:

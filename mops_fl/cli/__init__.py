@@ -11,6 +11,7 @@ import typer
 
 from mops_fl.cli.compare import compare
 from mops_fl.cli.compress import compress
+from mops_fl.cli.deploy import app as deploy
 from mops_fl.cli.experiment import experiment
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(deploy, name="deploy")
 
 
 def main() -> None:

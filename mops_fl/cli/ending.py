@@ -15,3 +15,22 @@ def telling(what: str, folders: Sequence[Path]) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         runs = ", ".join(map(str, folders))
         print(f"mops-fl: completed, but {what}: {reason}; the run: {runs}", file=sys.stderr)
+
+
+def tell_result(folder: Path) -> None:
+    """Print what a completed run reached, and where it lies."""
+    with telling("its perplexity cannot be shown", [folder]):
+        print(_perplexity(folder))
+    print(folder)
+    with telling("it has no figure (flower.log says why)", [folder]):
+        print((folder / "perplexity.png").resolve(strict=True))
+
+
+def _perplexity(folder: Path) -> str:
+    from mops_fl.run.results import Run
+
+    curve = Run.read(folder).perplexity()
+    return (
+        f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
+        f"round {curve.index[-1]}"
+    )

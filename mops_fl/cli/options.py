@@ -61,13 +61,24 @@ def configure(
     Raises:
         ConfigError: a key, a value or the file cannot be used.
     """
+    return Config.from_flat(read_values(file, clients, values) | forced)
+
+
+def read_values(
+    file: Path | None, clients: int | None, values: Sequence[str] | None
+) -> dict[str, Scalar]:
+    """What a command was given, with absolute paths.
+
+    Raises:
+        ConfigError: a key, a value or the file cannot be used.
+    """
     flat = _read(file) if file else {}
     if clients is not None:
         flat["num-clients"] = clients
     flat.update(parse_assignment(value) for value in values or ())
     for key in flat.keys() & OWN_OPTIONS.keys():
         raise ConfigError(f"{key} cannot be given as a value: {OWN_OPTIONS[key]}")
-    return Config.from_flat(with_absolute_paths(flat) | forced)
+    return with_absolute_paths(flat)
 
 
 def with_absolute_paths(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from mops_fl.cli.progress import showing, watching
-from mops_fl.config import Config, app_folder
+from mops_fl.config import EARLIER, MENDABLE, Config, app_folder, parse_assignment
 from mops_fl.errors import ConfigError, MopsError, RunError
 from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
-from mops_fl.flower.launch import launch
+from mops_fl.flower.launch import Outcome, launch
 
 if TYPE_CHECKING:
     from mops_fl.data import Corpus
@@ -56,6 +56,32 @@ def placed(config: Config, runs_dir: Path, name: str) -> Config:
         )
     _check_writable(folder.parent)
     return replace(config, run_dir=str(folder))
+
+
+def resumed(folder: Path, values: Sequence[str] = ()) -> Config:
+    """The configuration of a run that is carried on.
+
+    Args:
+        folder: the run's.
+        values: `KEY=VALUE`, of keys that a run may be carried on with other values of.
+
+    Raises:
+        ConfigError: another key is given.
+        RunError: it is completed, or no run.
+    """
+    from mops_fl.run.results import Run
+
+    changes = dict(map(parse_assignment, values))
+    if own := sorted(changes.keys() - {*MENDABLE}):
+        raise ConfigError(
+            f"--resume takes the run's own configuration, so {', '.join(own)} cannot be given: "
+            f"only {', '.join(MENDABLE)} can"
+        )
+    run = Run.read(folder)
+    if run.facts["status"] == "completed":
+        raise RunError(f"{folder} is completed: there is nothing to resume")
+    config = Config.from_flat({**EARLIER, **run.facts["config"], **changes})
+    return replace(config, run_dir=str(absolute(folder)), resume=True)
 
 
 @dataclass(frozen=True)
@@ -168,6 +194,16 @@ def execute(config: Config, resources: Resources, dtype: str) -> Path:
             outcome = launch(app_folder(), config.flat(), resources, watch)
     except RunError as error:
         raise RunFailedError(f"{folder.name} failed: {error}") from error
+    return completed(folder, outcome)
+
+
+def completed(folder: Path, outcome: Outcome) -> Path:
+    """The folder of a run that ended well.
+
+    Raises:
+        RunFailedError: it failed.
+        StoppedError: it was stopped.
+    """
     if outcome.verdict.status == "completed":
         return folder
     if outcome.verdict.status == "stopped":

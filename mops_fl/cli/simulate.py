@@ -1,18 +1,16 @@
 """`mops-fl simulate` and `mops-fl train`: one run, federated or with all data in one place."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mops_fl.cli import options
-from mops_fl.cli.ending import telling
-from mops_fl.cli.run import check, console, default_name, execute, placed
-from mops_fl.config import EARLIER, MENDABLE, Config, Scalar, parse_assignment
-from mops_fl.errors import ConfigError, RunError
-from mops_fl.files import absolute
+from mops_fl.cli.ending import tell_result
+from mops_fl.cli.run import check, default_name, execute, placed, resumed
+from mops_fl.config import Scalar
+from mops_fl.errors import ConfigError
 from mops_fl.machine import cores
 
 Name = Annotated[str | None, typer.Option(help="Name of the run folder.")]
@@ -72,40 +70,8 @@ def _simulate(
     else:
         if config_file or name or clients is not None:
             raise ConfigError("--resume takes the run's own configuration: give no other values")
-        config = _resumed(resume, values or ())
+        config = resumed(resume, values or ())
     given = options.resources(config, *resources)
     dtype = check([config], given)
     folder = execute(config, given, dtype)
-
-    with telling("its perplexity cannot be shown", [folder]):
-        console.print(_perplexity(folder))
-    console.print(str(folder))
-    with telling("it has no figure (flower.log says why)", [folder]):
-        console.print(str((folder / "perplexity.png").resolve(strict=True)))
-
-
-def _perplexity(folder: Path) -> str:
-    from mops_fl.run.results import Run
-
-    curve = Run.read(folder).perplexity()
-    return (
-        f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
-        f"round {curve.index[-1]}"
-    )
-
-
-def _resumed(folder: Path, values: Sequence[str] = ()) -> Config:
-    """The configuration of a run that is carried on, with other values of `MENDABLE` keys."""
-    from mops_fl.run.results import Run
-
-    changes = dict(map(parse_assignment, values))
-    if own := sorted(changes.keys() - {*MENDABLE}):
-        raise ConfigError(
-            f"--resume takes the run's own configuration, so {', '.join(own)} cannot be given: "
-            f"only {', '.join(MENDABLE)} can"
-        )
-    run = Run.read(folder)
-    if run.facts["status"] == "completed":
-        raise RunError(f"{folder} is completed: there is nothing to resume")
-    config = Config.from_flat({**EARLIER, **run.facts["config"], **changes})
-    return replace(config, run_dir=str(absolute(folder)), resume=True)
+    tell_result(folder)

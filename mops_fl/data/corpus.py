@@ -13,7 +13,6 @@ import numpy as np
 from mops_fl.config import DataConfig
 from mops_fl.data import dolly, jsonl, skills, superni
 from mops_fl.data.examples import Example, Rows, listed
-from mops_fl.data.split import LEAST
 from mops_fl.errors import ConfigError, DataError
 from mops_fl.seeding import numpy_generator
 
@@ -89,7 +88,8 @@ def load_corpus(
         data: the dataset, and how much of it.
         seed: the run's seed.
         owner_column: column whose value names the client that owns a row; empty for none.
-        own_data: the rows are those of one client, which need not have every task of the run.
+        own_data: the rows are those of one client, which need not have every task of the run, and
+            which `num-samples`, of what is divided among all, does not limit.
         least_rows: tasks with fewer usable rows are left out.
 
     Raises:
@@ -107,6 +107,7 @@ def load_corpus(
     unseen = tasks[len(trained) :]
     usable = [example for example in rows.examples if example.task not in unseen]
     if own_data:
+        data = replace(data, num_samples=0)
         _settle_own(data, rows, len(usable))
     else:
         _check_tasks(data, rows, trained, unseen)
@@ -141,7 +142,7 @@ def load_server_data(data: DataConfig, seed: int) -> Corpus:
     Raises:
         DataError: as `load_corpus`, of the server's rows.
     """
-    own = replace(data, data_path=data.server_data, num_samples=0)
+    own = replace(data, data_path=data.server_data)
     try:
         return load_corpus(own, seed, own_data=True)
     except DataError as error:
@@ -176,17 +177,14 @@ def _refuse_tasks(key: str, data: DataConfig, rows: Rows, absent: Sequence[str])
 
 
 def _settle_own(data: DataConfig, rows: Rows, usable: int) -> None:
-    """Count what is not the run's, and refuse less than a row to train on and one held out."""
+    """Count what is not the run's, and refuse to go on with nothing."""
     if rows.other_tasks:
         rows.skipped["task is not one of the run's"] = rows.other_tasks
         rows.other_tasks = 0
     if unread := [task for task in rows.faults if task in rows.known]:
         rows.skipped["task file cannot be used"] = len(unread)
-    if usable < LEAST:
-        raise DataError(
-            f"data-path={data.data_path} has {usable} usable rows{rows.note()}, but a "
-            f"client needs at least {LEAST}: one to train on and one held out"
-        )
+    if not usable:
+        raise DataError(f"data-path={data.data_path} has no usable row{rows.note()}")
 
 
 def _draw(data: DataConfig, usable: Sequence[Example], seed: int) -> tuple[Example, ...]:

@@ -7,7 +7,9 @@ and MPI are none of theirs. Anything that is not named here stays outside.
 
 import os
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from mops_fl.files import absolute
 
@@ -59,6 +61,11 @@ def passed_on(outer: Mapping[str, str], *, cluster: bool = False) -> dict[str, s
         elif _is_passed(name) or (cluster and _CLUSTER.fullmatch(name)):
             inner[name] = value
     return inner
+
+
+def with_commands(path: str) -> str:
+    """A `PATH` on which Flower's commands are, even where no virtual environment is activated."""
+    return os.pathsep.join(filter(None, [str(Path(sys.executable).parent), path]))
 
 
 def _is_passed(name: str) -> bool:

@@ -19,7 +19,7 @@ from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
 from mops_fl.files import absolute, cache_folder
-from mops_fl.flower.environment import OURS, passed_on
+from mops_fl.flower.environment import OURS, passed_on, with_commands
 from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
 from mops_fl.run.provenance import COMMIT_VARIABLE, commit
 
@@ -82,7 +82,7 @@ class Home:
         parent = cache_folder() / "flower"
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            home = cls(Path(tempfile.mkdtemp(dir=parent)), ray_folder, _free_port())
+            home = cls(Path(tempfile.mkdtemp(dir=parent)), ray_folder, free_port())
             home.work.mkdir()
             home.activity.mkdir()
         except OSError as error:
@@ -132,8 +132,10 @@ class Home:
             RunError: there is no permission or no space to write.
         """
         try:
-            self._write_configs(flat)
-            self._copy(app)
+            local: dict[str, Scalar] = {"address": f"127.0.0.1:{self.port}", "insecure": True}
+            write_connection(self.folder, "local", local)
+            self.run_config.write_text(toml(flat), encoding="utf-8")
+            copy_app(app, self.app)
         except OSError as error:
             self.remove()
             raise RunError(f"cannot stage the Flower app in {self.folder}: {error}") from error
@@ -154,28 +156,37 @@ class Home:
             "RAY_ADDRESS": resources.ray_address or "local",
             "RAY_TMPDIR": str(self.ray_folder),
             "OMP_NUM_THREADS": str(resources.cpus_per_client),
-            # Flower's commands are found even where the virtual environment is not activated.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), inner.get("PATH", "")]),
+            "PATH": with_commands(inner.get("PATH", "")),
         }
         if not resources.ray_address:
             own[WORKERS_VARIABLE] = str(resources.workers)
             own[GPU_WORKERS_VARIABLE] = str(resources.workers_per_gpu)
         return {**inner, **OURS, **own}
 
-    def _write_configs(self, flat: Mapping[str, Scalar]) -> None:
-        connection: dict[str, Scalar] = {"address": f"127.0.0.1:{self.port}", "insecure": True}
-        text = '[superlink]\ndefault = "local"\n[superlink.local]\n' + _toml(connection)
-        (self.folder / "config.toml").write_text(text, encoding="utf-8")
-        self.run_config.write_text(_toml(flat), encoding="utf-8")
 
-    def _copy(self, app: Path) -> None:
-        self.app.mkdir()
-        for source in _app_parts(app):
-            if source.is_dir():
-                ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(source, self.app / source.name, ignore=ignore)
-            else:
-                shutil.copyfile(source, self.app / source.name)
+def write_connection(flwr_home: Path, name: str, values: Mapping[str, Scalar]) -> None:
+    """Tell the `flwr` commands of a `FLWR_HOME` where its SuperLink is."""
+    text = f'[superlink]\ndefault = "{name}"\n[superlink.{name}]\n{toml(values)}'
+    (flwr_home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def copy_app(app: Path, target: Path) -> None:
+    """Copy the parts of the Flower app in the folder `app` into a new folder."""
+    target.mkdir()
+    for source in _app_parts(app):
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target / source.name, ignore=ignore)
+        else:
+            shutil.copyfile(source, target / source.name)
+
+
+def toml(values: Mapping[str, Scalar]) -> str:
+    """Flat keys and values as a TOML document."""
+    # JSON's strings, whole numbers, floats and booleans are TOML's too.
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
+    )
 
 
 def _app_parts(app: Path) -> list[Path]:
@@ -230,14 +241,8 @@ def _takes_sockets(folder: Path) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _toml(values: Mapping[str, Scalar]) -> str:
-    # JSON's strings, whole numbers, floats and booleans are TOML's too.
-    return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
-    )

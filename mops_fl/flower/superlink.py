@@ -1,8 +1,7 @@
-"""A SuperLink of one's own on this machine, and the `flwr` commands that speak to it."""
+"""A SuperLink of one's own on this machine."""
 
 import contextlib
 import json
-import re
 import select
 import socket
 import subprocess
@@ -15,13 +14,12 @@ from pathlib import Path
 import psutil
 
 from mops_fl.errors import RunError
+from mops_fl.flower.commands import Commands
 from mops_fl.flower.guard import KILLED, Verdict, clear_up
 from mops_fl.flower.home import Home, Resources
 
 START_SECONDS = 60
 """Time that the SuperLink may take to answer; a busy machine needs several seconds."""
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -48,59 +46,10 @@ class SuperLink:
             return any(_is_simulation(process) for process in below)
         return False
 
-    def start_run(self, federation_config: str) -> subprocess.Popen:
-        """Start `flwr run --stream` on the staged app; its log grows in the home."""
-        options = ["--run-config", str(self.home.run_config)]
-        options += ["--federation-config", federation_config]
-        with self.home.log.open("wb") as log:
-            return subprocess.Popen(
-                ["flwr", "run", str(self.home.app), "local", "--stream", *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.home.work,
-                start_new_session=True,
-            )
-
-    def run_id(self) -> str | None:
-        """The id that Flower gave to the run; None before it has one."""
-        found = re.search(r"Successfully started run (\d+)", read_log(self.home.log))
-        return found[1] if found else None
-
-    def status(self, run_id: str) -> tuple[str, str]:
-        """Flower's own status (``running``, ``finished:failed``, ...) and its details.
-
-        Raises:
-            RunError: Flower did not tell.
-        """
-        answer = self._flwr("list", "--run-id", run_id, "--format", "json")
-        try:
-            run = json.loads(answer)["runs"][0]
-        except (ValueError, LookupError):
-            raise RunError(f"`flwr list` did not tell the status of run {run_id}") from None
-        return run["status"], run["status-details"]
-
-    def stop(self, run_id: str) -> None:
-        """Ask Flower to stop the run."""
-        self._flwr("stop", run_id)
-
-    def _flwr(self, *arguments: str) -> str:
-        """What a command prints; nothing where it takes too long."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(
-                ["flwr", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=self.environment,
-                cwd=self.home.work,
-                timeout=60,
-                check=False,
-                start_new_session=True,
-            )
-            return _COLOUR.sub("", done.stdout.decode(errors="replace"))
-        return ""
+    @property
+    def commands(self) -> Commands:
+        """The commands that speak to it."""
+        return Commands("local", self.environment, self.home.work, self.home.log)
 
 
 @contextlib.contextmanager
@@ -155,12 +104,6 @@ def _wait_until_it_listens(link: SuperLink) -> None:
         time.sleep(0.1)
     state = f"did not answer in {START_SECONDS} s" if link.alive else "ended at once"
     raise RunError(f"Flower's SuperLink {state}")
-
-
-def read_log(path: Path) -> str:
-    """The text of a log that may still grow, without colours."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return _COLOUR.sub("", text)
 
 
 def _is_simulation(process: psutil.Process) -> bool:

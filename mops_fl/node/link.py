@@ -23,8 +23,8 @@ from flwr.app import Context, Message
 import mops_fl
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
-from mops_fl.node.config import NodeConfig
-from mops_fl.node.home import NodeHome
+from mops_fl.node.node_config import NodeConfig
+from mops_fl.node.node_home import NodeHome
 from mops_fl.node.service import Request, Stale
 from mops_fl.training.tasks import Served, Task
 

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 import psutil
 
 from mops_fl.files import write_text
-from mops_fl.node.config import NodeConfig
-from mops_fl.node.home import NodeHome
+from mops_fl.node.node_config import NodeConfig
+from mops_fl.node.node_home import NodeHome
 from mops_fl.node.service import Request, Service, Stale
 
 _LOOK_SECONDS = 1.0

@@ -10,9 +10,9 @@ from flwr.common.constant import ErrorCode
 
 from mops_fl.config import Config
 from mops_fl.errors import DataError, MopsError
-from mops_fl.node.config import NodeConfig
-from mops_fl.node.guard import check_request, guard_reply
-from mops_fl.node.home import NodeHome
+from mops_fl.node.enforcement import check_request, guard_reply
+from mops_fl.node.node_config import NodeConfig
+from mops_fl.node.node_home import NodeHome
 from mops_fl.training.tasks import Answer, Served, Task, reason_of
 from mops_fl.wire.records import CONFIG
 from mops_fl.wire.requests import DESCRIBE

@@ -123,8 +123,9 @@ class Description:
         """As it arrived.
 
         Raises:
-            MalformedError: it is not as `content` makes it, the client holds no rows, or it is to
-                have a share of common rows that are divided among fewer.
+            MalformedError: it is not as `content` makes it; the client holds too few rows: none to
+                train on, or none held out of a share of what is divided among all; or it is to have
+                a share of common rows that are divided among fewer.
         """
         (record,) = records(content, (CONFIG, ConfigRecord))
         fields = Fields(record)
@@ -151,9 +152,10 @@ class Description:
             dtype=fields.text("dtype", r"[a-z]+\d+"),
         )
         fields.done()
-        for what, rows in (("training", found.train), ("held-out", found.test)):
-            if not sum(rows):
-                raise MalformedError(f"it has no {what} rows")
+        if not found.examples:
+            raise MalformedError("it has no training rows")
+        if not found.own_data and not sum(found.test):
+            raise MalformedError("it has no held-out rows")
         return found
 
 

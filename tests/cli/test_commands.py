@@ -15,8 +15,7 @@ from synthetic import LABELS, write_run, write_table
 
 import mops_fl.cli
 from mops_fl.cli.options import configure
-from mops_fl.cli.run import Native, RunFailedError, ask_torch, check, placed
-from mops_fl.cli.simulate import _resumed
+from mops_fl.cli.run import Native, RunFailedError, ask_torch, check, placed, resumed
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.flower.home import Resources
@@ -506,9 +505,9 @@ def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
     folder = write_run(tmp_path / "one")
     facts = json.loads((folder / "run.json").read_text())
     with pytest.raises(RunError, match="is completed"):
-        _resumed(folder)
+        resumed(folder)
     (folder / "run.json").write_text(json.dumps({**facts, "status": "failed"}))
-    assert _resumed(folder).resume
+    assert resumed(folder).resume
 
 
 def test_plot(run, tmp_path):

@@ -350,15 +350,17 @@ class TestOwnData:
         assert corpus.skipped == {"task is not one of the run's": 1}
         assert corpus.warnings
 
-    @pytest.mark.parametrize("number", [0, 1])
-    def test_one_row_is_too_few(self, tmp_path: Path, number: int) -> None:
-        rows = [row(0)] * number + [row(1, response="")]
-        with pytest.raises(
-            DataError,
-            match=rf"rows.jsonl has {number} usable rows \(1 rows skipped: 1 empty answer\), but a "
-            "client needs at least 2: one to train on and one held out",
-        ):
-            load_corpus(data(write(tmp_path, rows)), 0, own_data=True)
+    def test_one_row_is_enough(self, tmp_path: Path) -> None:
+        none, one = [row(1, response="")], [row(0)]
+        with pytest.raises(DataError, match=r"no usable row \(1 rows skipped: 1 empty answer\)"):
+            load_corpus(data(write(tmp_path, none)), 0, own_data=True)
+        corpus = load_corpus(data(write(tmp_path, none + one)), 0, own_data=True)
+        assert len(corpus.examples) == 1
+
+    def test_the_run_s_number_of_samples_does_not_limit_them(self, tmp_path: Path) -> None:
+        path = write(tmp_path, [row(number) for number in range(30)])
+        corpus = load_corpus(replace(data(path), num_samples=20), 0, own_data=True)
+        assert len(corpus.examples) == 30
 
 
 def test_dolly_keeps_the_papers_seven_tasks_in_its_order(tmp_path: Path) -> None:
@@ -441,8 +443,8 @@ class TestUnseenTasks:
         corpus = load_corpus(data(path, unseen_tasks="m,n"), 0, own_data=True)
         assert corpus.tasks == ("a", "m", "n")
         assert corpus.unseen.tolist() == [2]
-        path = write(tmp_path, [row(0, "a"), row(2, "n")])
-        with pytest.raises(DataError, match="has 1 usable rows, but a client needs at least 2"):
+        path = write(tmp_path, [row(2, "n")])
+        with pytest.raises(DataError, match="has no usable row"):
             load_corpus(data(path, unseen_tasks="n"), 0, own_data=True)
 
 

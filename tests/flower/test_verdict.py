@@ -40,7 +40,8 @@ def test_a_run_that_is_complete_stays_complete(tmp_path, verdict):
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_what_happens_to_flower_after_the_last_round_does_not_fail_a_run(home, tmp_path, alive):
-    link = SimpleNamespace(home=home, alive=alive, run_id=lambda: None)
+    commands = SimpleNamespace(log=home.log, run_id=lambda: None)
+    link = SimpleNamespace(home=home, alive=alive, commands=commands)
     write(tmp_path / "run", status="completed")
     assert _judge(link, tmp_path / "run") == Verdict("completed")
     write(tmp_path / "run", status="running")
@@ -55,7 +56,7 @@ def test_the_status_is_read_from_colours(home, tmp_path, monkeypatch):
     command = tmp_path / "flwr"
     command.write_text(f"#!/bin/sh\ncat <<'END'\n{coloured}\nEND\n")
     command.chmod(0o755)
-    link = SuperLink(home, {"PATH": f"{tmp_path}:/bin:/usr/bin"}, None)
-    assert link.status("1") == ("running", "")
+    commands = SuperLink(home, {"PATH": f"{tmp_path}:/bin:/usr/bin"}, None).commands
+    assert commands.status("1") == ("running", "")
     home.log.write_text("\x1b[32mSuccessfully started run \x1b[1;36m12345\x1b[0m")
-    assert link.run_id() == "12345"
+    assert commands.run_id() == "12345"

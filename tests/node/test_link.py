@@ -16,8 +16,8 @@ from flwr.app import ConfigRecord
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.errors import ConfigError
 from mops_fl.node import link
-from mops_fl.node.config import NodeConfig
-from mops_fl.node.home import NodeHome
+from mops_fl.node.node_config import NodeConfig
+from mops_fl.node.node_home import NodeHome
 from mops_fl.training import messages
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import ARRAYS, CONFIG, from_array_record

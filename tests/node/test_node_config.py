@@ -4,7 +4,7 @@ import pytest
 
 from mops_fl.config import defaults
 from mops_fl.errors import ConfigError
-from mops_fl.node.config import FACTS, KEYS, NodeConfig
+from mops_fl.node.node_config import FACTS, KEYS, NodeConfig
 
 
 @pytest.mark.parametrize(

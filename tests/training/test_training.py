@@ -330,9 +330,17 @@ class TestTrainer:
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         assert trainer.evaluate(4, values, {}).test.tallies.keys() == {"one"}
 
-    def test_own_data_of_one_row_is_refused_before_any_work(self, tiny_llama, tmp_path):
+    def test_own_data_of_one_row_are_trained_on(self, tiny_llama, tmp_path):
         trainer = self.own(tiny_llama, tmp_path / "own", ['{"prompt": "a", "response": "b"}'])
-        with pytest.raises(DataError, match="has 1 usable rows, but a client needs at least 2"):
+        holding = trainer.holding(4)
+        assert (sum(holding.train.values()), sum(holding.test.values())) == (1, 0)
+        values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
+        assert trainer.train(4, 1, values, {}).tally.tokens > 0
+        assert trainer.evaluate(4, values, {}).test.tallies == {}
+
+    def test_own_data_of_no_row_are_refused_before_any_work(self, tiny_llama, tmp_path):
+        trainer = self.own(tiny_llama, tmp_path / "own", ['{"prompt": "a", "response": ""}'])
+        with pytest.raises(DataError, match="has no usable row"):
             trainer.holding(4)
 
 

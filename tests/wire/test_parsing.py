@@ -368,6 +368,11 @@ def test_a_description_that_is_odd_is_refused_with_the_reason(changes, reason):
     assert reason in found.reason
 
 
+def test_own_data_may_have_nothing_held_out():
+    found = reading("describe", description(test=(0, 0, 0), own_data=True).content())
+    assert found.test == (0, 0, 0)
+
+
 def test_a_text_for_a_partition_id_is_refused():
     content = description().content()
     content[CONFIG]["partition-id"] = "3"

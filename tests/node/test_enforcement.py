@@ -6,8 +6,8 @@ from edge import context_of, message_of, round_of
 from flwr.app import Message
 
 from mops_fl.errors import PolicyError
-from mops_fl.node.config import NodeConfig, Policy
-from mops_fl.node.guard import check_request, guard_reply, protected
+from mops_fl.node.enforcement import check_request, guard_reply, protected
+from mops_fl.node.node_config import NodeConfig, Policy
 from mops_fl.wire.records import ARRAYS, from_array_record, norm
 from mops_fl.wire.requests import DESCRIBE, EVALUATE, PERSONALISE, TRAIN
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from mops_fl.config import Config
 from mops_fl.errors import PolicyError
 from mops_fl.files import replacing
-from mops_fl.node.config import Policy
+from mops_fl.node.node_config import Policy
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mops_fl.errors import RunError
 from mops_fl.files import absolute, cache_folder, replacing
-from mops_fl.node.config import NodeConfig
+from mops_fl.node.node_config import NodeConfig
 
 _PRIVATE = 0o700
 

@@ -1,0 +1,1 @@
+"""A federation of real machines: thin over Flower's SuperLink and SuperNodes."""
