@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -232,7 +232,8 @@ def _warnings(rows: Rows) -> tuple[str, ...]:
 
 
 def _digest(examples: tuple[Example, ...]) -> str:
-    digest = hashlib.sha256()
+    digest, names = hashlib.sha256(), [field.name for field in fields(Example)]
     for example in examples:
-        digest.update(json.dumps(asdict(example)).encode())
+        values = {name: getattr(example, name) for name in names}
+        digest.update(json.dumps(values).encode())
     return digest.hexdigest()

@@ -27,6 +27,7 @@ from mops_fl.data import (
     holding,
     load_corpus,
     load_server_data,
+    made_by_one,
     malicious_partitions,
     tokenise,
     unseen_partitions,
@@ -126,7 +127,8 @@ class Trainer:
     @cached_property
     def tokenised(self) -> TokenisedCorpus:
         """The corpus as token ids."""
-        return self._tokenise(self.corpus)
+        with doing(f"tokens of {len(self.corpus.examples):,} rows"):
+            return made_by_one(self.corpus.digest, lambda: self._tokenise(self.corpus))
 
     def _tokenise(self, corpus: Corpus) -> TokenisedCorpus:
         tokenizer = load_tokenizer(self.config.backbone)
