@@ -267,6 +267,8 @@ def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
     """The nodes that are connected: as many as expected, or as no more come to in a while."""
     connected = list(grid.get_node_ids())
     most, deadline = len(connected), time.monotonic() + _PATIENCE_SECONDS
+    if most < expected:
+        log(logging.INFO, "waiting for nodes: %d of %d are connected", most, expected)
     while len(connected) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
         connected = list(grid.get_node_ids())

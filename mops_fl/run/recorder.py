@@ -55,6 +55,7 @@ class Recorder:
             *(round(seconds, 3), result.bytes_up, result.bytes_down),
         )
         self._folder.add_rows("train.csv", [row])
+        self._keep_failures("train_failures", result.server_round, result.failures)
         drift = [
             (result.server_round, expert, own.cosine, own.update_cosine)
             for expert, own in enumerate(result.drift)
@@ -103,9 +104,13 @@ class Recorder:
         )
         if result.gate:
             self._write_gate(result.server_round, {t: result.gate[t] for t in tasks})
-        if result.failures:
-            missing = self._folder.facts.setdefault("evaluation_failures", {})
-            missing[str(result.server_round)] = {str(p): w for p, w in result.failures.items()}
+        self._keep_failures("evaluation_failures", result.server_round, result.failures)
+
+    def _keep_failures(self, key: str, server_round: int, failures: Mapping[int, str]) -> None:
+        """Note why clients gave no valid reply, for the next time that run.json is written."""
+        if failures:
+            noted = self._folder.facts.setdefault(key, {})
+            noted[str(server_round)] = {str(p): reason for p, reason in failures.items()}
 
     def on_personalise(self, result: EvaluateRound) -> None:
         """Write what clients reach by steps of their own."""

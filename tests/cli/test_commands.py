@@ -281,6 +281,26 @@ def test_show(run, tmp_path):
         assert text in out
 
 
+def test_show_marks_rounds_on_fewer_tokens(run, tmp_path):
+    folder = write_run(tmp_path / "one", rounds=1)
+    _, out, _ = run("show", "one")
+    assert "in brackets: share of the held-out tokens" not in out
+    said = [
+        (0, "all", 77.0, 1.0),
+        (0, "a", 77.0, 1.0),
+        (1, "all", 55.0, 0.999),
+        (1, "a", 55.0, 0.5),
+    ]
+    rows = [(number, task, 1.0, 1, value, share) for number, task, value, share in said]
+    write_table(folder / "rounds.csv", rows)
+    _, out, _ = run("show", "one")
+    assert out.count("in brackets: share of the held-out tokens") == 2
+    lines = [line.split() for line in out.splitlines()]
+    assert ["a", "77.00", "55.00", "(50", "%)"] in lines
+    assert ["1", "55.00", "(99", "%)"] in lines
+    assert ["0", "77.00"] in lines
+
+
 def test_show_takes_every_label_as_it_stands(run, tmp_path):
     write_run(tmp_path / "[b]one", tasks=LABELS)
     code, out, err = run("show", "[b]one")
@@ -338,7 +358,7 @@ def executed(monkeypatch, command: str) -> list:
     return checked
 
 
-@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_table", "mops_fl.run.plots.save"])
+@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_run_table", "mops_fl.run.plots.save"])
 def test_what_is_told_of_completed_runs_never_makes_them_failed(run, monkeypatch, tmp_path, fault):
     executed(monkeypatch, "compare")
     monkeypatch.setattr(fault, broken)
@@ -357,7 +377,7 @@ def test_a_completed_run_without_its_figure_is_completed(run, monkeypatch, tmp_p
     assert f"{tmp_path / 'runs' / 'one'}\n" in out
     assert "500.00 before training" in out
     assert "mops-fl: completed, but it has no figure" in err
-    monkeypatch.setattr("mops_fl.run.results.read_table", broken)
+    monkeypatch.setattr("mops_fl.run.results.read_run_table", broken)
     code, out, err = run("simulate", "--name", "two")
     assert code == 0
     assert f"{tmp_path / 'runs' / 'two'}\n" in out
@@ -508,6 +528,9 @@ def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
         resumed(folder)
     (folder / "run.json").write_text(json.dumps({**facts, "status": "failed"}))
     assert resumed(folder).resume
+    changed = resumed(folder, ["min-reply-fraction=0.3", "round-timeout=60"])
+    assert changed.federation.min_reply_fraction == 0.3
+    assert changed.federation.round_timeout == 60.0
 
 
 def test_plot(run, tmp_path):

@@ -281,3 +281,26 @@ def test_seeds_meet_in_the_rounds_that_all_evaluated(tmp_path):
     assert list(curves.mean(axis=1)) == pytest.approx(
         [(runs[0].perplexity()[n] + runs[1].perplexity()[n]) / 2 for n in range(3)]
     )
+
+
+def test_a_round_on_fewer_tokens_says_so(tmp_path):
+    folder = write_run(tmp_path / "one", rounds=2)
+    rows = [(n, t, 4.0, 2, 7.4, 0.5 if n == 1 else 1.0) for n in range(3) for t in ("all", "b")]
+    write_table(folder / "rounds.csv", rows)
+    run = Run.read(folder)
+    assert run.share().tolist() == [1.0, 0.5, 1.0]
+    assert run.share("b")[1] == 0.5
+    whole = Run.read(write_run(tmp_path / "two", rounds=2, config={"seed": 1}))
+    assert Replicates("x", (whole, run)).shares().to_dict() == {1: 0.5}
+
+
+def test_a_folder_of_a_version_without_shares_is_read(tmp_path):
+    folder = write_run(tmp_path / "one")
+    lines = (folder / "rounds.csv").read_text().splitlines()
+    (folder / "rounds.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    run = Run.read(folder)
+    assert run.perplexity().iloc[0] == pytest.approx(500)
+    assert run.share().isna().all()
+    assert Replicates("x", (run,)).shares().empty
+    tables = {"rounds.csv": [row[:5] for row in run.rows("rounds.csv")]}
+    assert Run(folder, run.facts, tables).share().isna().all()
