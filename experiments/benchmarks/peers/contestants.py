@@ -82,7 +82,7 @@ def per_message(place: Place) -> Ran:
 
 
 def pfl(python: Path, place: Place) -> Ran:
-    """pfl's simulation, in as many processes as it is to have."""
+    """The simulation of `pfl`, in as many processes as it is to have."""
     answer = place.folder / "answer.json"
     command = [str(python), "-m"]
     if place.workers > 1:

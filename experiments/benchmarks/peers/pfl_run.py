@@ -47,7 +47,7 @@ class Adapted(torch.nn.Module):
 
     @torch.no_grad()
     def metrics(self, **batch: torch.Tensor) -> dict[str, Weighted]:
-        """pfl evaluates users in round 1, before and after their steps."""
+        """What users are evaluated by in round 1, before and after their steps."""
         tokens = int((batch["labels"] != peft_lora.IGNORED).sum())
         return {"nll": Weighted(self.model(**batch).loss.item() * tokens, tokens)}
 
@@ -136,7 +136,7 @@ def federated(task: Task) -> FederatedDataset:
 def main(task_file: str, answer_file: str) -> None:
     """Run all rounds; the first process writes the answer."""
     task = Task.read(Path(task_file))
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     data = federated(task)
     adapted = Adapted(peft_lora.load_initial(task))
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
