@@ -145,10 +145,13 @@ def _watch(
 ) -> None:
     """Return when the log ends."""
     while process.poll() is None:
-        begun = bool(facts_since(run_dir, since))
-        tell("" if begun else "waiting for the server")
+        tell("" if _newer(run_dir / "progress.json", since) else "waiting for the server")
         time.sleep(0.5)
     tell("")
+
+
+def _newer(path: Path, since: float) -> bool:
+    return path.is_file() and path.stat().st_mtime >= since
 
 
 def stop(server: ServerFolder, run_id: str) -> None:
