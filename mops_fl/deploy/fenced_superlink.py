@@ -9,13 +9,17 @@ own interface answer only to this machine.
 
 import ipaddress
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import flwr.superlink.main as superlink
-from fastapi import FastAPI
 from flwr.superlink.cli import flower_superlink
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+
+Scope = Mapping[str, Any]
+"""What ASGI tells of a request."""
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
 
 PUBLIC = "/v1/fleet/"
 """What the paths of a SuperNode's requests begin with."""
@@ -24,7 +28,7 @@ PUBLIC = "/v1/fleet/"
 class Fence:
     """Refuses what a request from another machine is not to do."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         """Put it around an app."""
         self._app = app
 
@@ -33,8 +37,8 @@ class Fence:
         if scope["type"] == "lifespan" or allowed(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            refusal = PlainTextResponse("this answers on the server itself only", status_code=403)
-            await refusal(scope, receive, send)
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"only on the server itself"})
 
 
 def allowed(scope: Scope) -> bool:
@@ -53,7 +57,7 @@ def main() -> None:
     """Run the SuperLink behind the fence."""
     create = superlink.create_app
 
-    def fenced(*args: Any, **kwargs: Any) -> FastAPI:
+    def fenced(*args: Any, **kwargs: Any) -> Any:
         app = create(*args, **kwargs)
         app.add_middleware(Fence)
         return app

@@ -16,7 +16,7 @@ from mops_fl.flower.commands import Commands, read_log
 from mops_fl.flower.guard import Verdict, settle
 from mops_fl.flower.home import copy_app, toml
 from mops_fl.flower.launch import Outcome, Stopped, Watch, signals_raise
-from mops_fl.flower.verdict import facts_since, judge
+from mops_fl.flower.verdict import judge
 
 _SILENCE = "the server's process died without a word: superlink's output may say why"
 
@@ -145,10 +145,13 @@ def _watch(
 ) -> None:
     """Return when the log ends."""
     while process.poll() is None:
-        begun = bool(facts_since(run_dir, since))
-        tell("" if begun else "waiting for the server")
+        tell("" if _newer(run_dir / "progress.json", since) else "waiting for the server")
         time.sleep(0.5)
     tell("")
+
+
+def _newer(path: Path, since: float) -> bool:
+    return path.is_file() and path.stat().st_mtime >= since
 
 
 def stop(server: ServerFolder, run_id: str) -> None:

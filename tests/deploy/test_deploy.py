@@ -1,0 +1,232 @@
+"""A federation of real processes on loopback: its server, three nodes with rows of their own, and
+those who have no business there."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import small_run
+
+from mops_fl.deploy.keys import make_key, public_path
+from mops_fl.flower.home import free_port
+
+pytestmark = pytest.mark.slow
+
+ROWS = {
+    "many": [("billing", 60), ("refund", 40)],
+    "one": [("poems", 1)],
+    # of a task that neither the server nor a neighbour has
+    "other": [("a task of its own", 12)],
+}
+VALUES = {
+    **{"num-server-rounds": 1, "local-steps": 2, "experts": 2, "prompts-per-expert": 2},
+    **{"max-length": 64, "pretrain-data": "none"},
+}
+
+
+def write_rows(path: Path, tasks: list[tuple[str, int]]) -> Path:
+    rows = [
+        {"instruction": f"Say {number}", "response": f"{task}: {number}", "category": task}
+        for task, count in tasks
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclass
+class Federation:
+    folder: Path
+    model: Path
+    port: int
+    started: dict[str, subprocess.Popen]
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "federation"
+
+    def deploy(self, *arguments: str, code: int = 0) -> str:
+        """Run a command to its end; what it printed."""
+        done = subprocess.run(
+            [small_run.COMMAND, "deploy", *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def start(self, name: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.started[name] = subprocess.Popen(
+                [small_run.COMMAND, "deploy", *arguments],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def client(self, name: str, partition: int) -> list[str]:
+        data = write_rows(self.folder / f"{name}.jsonl", ROWS.get(name, ROWS["one"]))
+        return [
+            *("client", "--server", f"localhost:{self.port}", "--ca", "federation/ca.crt"),
+            *("--key", f"{name}.key", "--data", data.name, "--model", str(self.model)),
+            *("--partition", str(partition), "--dir", f"node-{name}"),
+            *("-n", "dtype=float32", "-n", "device=cpu", "-n", "threads=1"),
+        ]
+
+    def stop_all(self) -> None:
+        for process in self.started.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.started.values():
+            process.wait(timeout=120)
+
+    def processes(self) -> list[str]:
+        """What still runs of it, anywhere."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLWR_HOME", "").startswith(str(self.folder)):
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+
+def wait_for(condition, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory, tiny_llama):
+    os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    made = Federation(tmp_path_factory.mktemp("deploy"), tiny_llama, free_port(), {})
+    made.deploy("certs", "--host", "localhost")
+    made.start("server", "server", "--listen", "127.0.0.1", "--port", str(made.port))
+    try:
+        wait_for(lambda: "Uvicorn running" in made.log("server"))
+        for partition, name in enumerate(ROWS):
+            make_key(made.folder / f"{name}.key")
+            public = public_path(made.folder / f"{name}.key")
+            made.deploy("register", name, "--public-key", str(public))
+            made.start(name, *made.client(name, partition))
+        made.start("stranger", *made.client("stranger", 3))
+        wait_for(lambda: all("SuperNode ID" in made.log(name) for name in ROWS))
+        wait_for(lambda: "the SuperNode ended" in made.log("stranger"))
+        yield made
+    finally:
+        made.stop_all()
+
+
+@pytest.fixture(scope="module")
+def trained(federation):
+    """What a run to the end printed, and its folder."""
+    values = [f"-c{key}={value}" for key, value in VALUES.items()]
+    said = federation.deploy("run", "--name", "whole", *values)
+    return said, federation.server / "runs" / "whole"
+
+
+def test_own_rows_of_any_number_and_task_are_trained_on(trained):
+    said, run = trained
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["status"] == "completed"
+    assert facts["refused_clients"] == {}
+    holdings = pd.read_csv(run / "partition.csv").groupby(["partition", "task"]).sum()
+    held = {key: tuple(row) for key, row in zip(holdings.index, holdings.values, strict=True)}
+    assert held == {
+        (0, "billing"): held[0, "billing"],
+        (0, "refund"): held[0, "refund"],
+        (1, "poems"): (1, 0),
+        (2, "a task of its own"): (11, 1),
+    }
+    assert sum(map(sum, (held[0, "billing"], held[0, "refund"]))) == 100
+    train = pd.read_csv(run / "train.csv")
+    assert (list(train["clients"]), list(train["failures"])) == ([3], [0])
+    rounds = pd.read_csv(run / "rounds.csv")
+    assert set(rounds["task"]) == {"all", "billing", "refund", "a task of its own"}
+    assert f"{run}" in said
+    assert "$ FLWR_HOME=" in said
+    assert (run / "flower.log").stat().st_size
+    assert list((run.parents[1] / "staged").iterdir()) == []
+
+
+def test_the_code_that_a_run_brings_is_not_unpacked_on_a_node(federation, trained):
+    for name in ROWS:
+        unpacked = list((federation.folder / f"node-{name}" / "flwr-home").rglob("*.py"))
+        assert unpacked == []
+    # where the server's own has it
+    assert list((federation.server / "flwr-home").rglob("server_app.py"))
+
+
+def test_status_shows_nodes_and_runs_and_stop_ends_one(federation, trained):
+    values = [f"-c{key}={value}" for key, value in {**VALUES, "num-server-rounds": 500}.items()]
+    said = federation.deploy("run", "--detach", "--name", "endless", *values)
+    assert "goes on" in said
+    shown = federation.deploy("status")
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.split()}
+    assert all("online" in lines[name] and "now" in lines[name] for name in ROWS)
+    assert "stranger" not in lines
+    assert "finished:completed" in shown
+    federation.deploy("stop")
+    assert "finished:stopped" in federation.deploy("status")
+    assert "no run goes on" in federation.deploy("stop")
+
+
+def test_a_key_that_is_not_registered_is_refused_until_it_is(federation):
+    assert "Failed to activate SuperNode" in federation.log("stranger")
+    assert "SuperNode ID" not in federation.log("stranger")
+    assert federation.started["stranger"].poll() is None
+
+
+def test_another_ca_is_refused(federation):
+    federation.deploy("certs", "--host", "localhost", "--dir", "other")
+    arguments = federation.client("many", 0)
+    arguments[arguments.index("federation/ca.crt")] = "other/ca.crt"
+    said = federation.deploy(*arguments, "--dir", "node-mistaken", code=2)
+    assert "is not the server of --ca" in said
+
+
+def test_plain_text_is_refused(federation):
+    with socket.create_connection(("127.0.0.1", federation.port), timeout=20) as plain:
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not plain.recv(100).startswith(b"HTTP/1.1 2")
+    context = ssl.create_default_context(cafile=str(federation.server / "ca.crt"))
+    with (
+        socket.create_connection(("127.0.0.1", federation.port), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        secured.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert secured.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_nothing_secret_is_printed(federation, trained):
+    printed = trained[0] + "".join(federation.log(name) for name in federation.started)
+    for path in (federation.server / "ca.key", federation.server / "server.key"):
+        assert path.read_text().splitlines()[1] not in printed
+    assert "PRIVATE KEY" not in printed
+    assert "Say 3" not in printed
+
+
+def test_nothing_is_left_when_all_are_told_to_end(federation):
+    federation.stop_all()
+    ended = {name: process.returncode for name, process in federation.started.items()}
+    # uvicorn ends by the signal that it was sent
+    assert ended.pop("server") == -signal.SIGTERM
+    assert set(ended.values()) == {0}
+    wait_for(lambda: federation.processes() == [], 60)
