@@ -8,8 +8,8 @@
 All get the same CPU threads, as one worker that has all of them and as a worker a thread. The
 first round, in which processes load, does not count. `not training` is a round less the local steps
 of its clients, each with its optimiser; memory is the sum of the proportional set sizes of all
-processes, sampled twice a second. That all do the same work is checked: trained parameters, steps,
-tokens, and each round's loss.
+processes, looked at every two seconds. That all do the same work is checked: trained parameters,
+steps, tokens, and each round's loss.
 """
 
 import argparse
