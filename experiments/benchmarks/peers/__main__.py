@@ -27,14 +27,14 @@ from mops_fl.config import Config, Scalar
 from mops_fl.errors import ConfigError
 from mops_fl.machine import cores
 
-REFERENCE = "a model per message"
+REFERENCE = "model per message"
 COLUMNS = {
     "name": "",
     "workers": "workers",
     "seconds": "s a round",
     "steps_per_second": "steps/s",
     "factor": f"× {REFERENCE}",
-    "not_training": "s not training",
+    "not_training": "not training",
     "memory": "MB",
     "first_loss": "first loss",
     "last_loss": "last loss",
@@ -66,7 +66,7 @@ def contestants(
 ) -> dict[str, Callable[[Place], Ran]]:
     """Who takes part."""
     found: dict[str, Callable[[Place], Ran]] = {
-        f"ours, engine={engine}": partial(ours, {**flat, "engine": engine})
+        f"ours, {engine}": partial(ours, {**flat, "engine": engine})
         for engine in ("cohort", "clients")
     }
     found[REFERENCE] = per_message
@@ -123,7 +123,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", help="processes that train at a time")
     options = parser.parse_args()
     options.clients = options.clients or (4 if options.quick else 10)
-    options.local_steps = options.local_steps or (2 if options.quick else 4)
+    options.local_steps = options.local_steps or (2 if options.quick else 3)
     options.rounds = options.rounds or (2 if options.quick else 3)
     everyone: Sequence[int] = sorted({1, cores()})
     options.workers = options.workers or (everyone[:1] if options.quick else everyone)
