@@ -98,11 +98,11 @@ def arranged(
     taking_part: dict[str, Callable[[Place], Ran]], task: Path, workers: int, threads: int
 ) -> list[dict[str, Any]]:
     """All contestants with so many workers."""
-    ran = {}
+    ran: dict[str, Ran] = {}
     for name, run in taking_part.items():
         folder = task.parent / f"{len(ran)}-{workers}"
         ran[name] = run(Place(folder, task, workers, threads // workers))
-    check({name: own.answer for name, own in ran.items()})
+        check({each: own.answer for each, own in ran.items()})
     rows = [{"name": name, **measured(own, workers)} for name, own in ran.items()]
     reference = next(row for row in rows if row["name"] == REFERENCE)["seconds"]
     return [{**row, "factor": reference / row["seconds"]} for row in rows]
