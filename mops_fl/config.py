@@ -263,7 +263,8 @@ class FederationConfig:
     """The same of clients that are asked to evaluate."""
     round_timeout: float = _at_least(0)
     """Seconds after which replies are waited for no longer, of training, of evaluation and of what
-    comes before round 1; 0 for none, when a node that is alive and silent may take 12 hours."""
+    comes before round 1 (at least 300 for a node's first answer, for which it loads its model); 0
+    for none, when a node that is alive and silent may take 12 hours."""
     mixed_backbones: bool
     """Whether clients may hold other models or tokenizers than most clients do."""
     engine: str = _choice("clients", "cohort", "auto")

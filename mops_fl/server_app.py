@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from mops_fl.config import Config
 from mops_fl.data.split import malicious_partitions
 from mops_fl.engine import start_engine
-from mops_fl.engine.watched import WatchedGrid
+from mops_fl.engine.watched import FIRST_ANSWER_SECONDS, WatchedGrid
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import cache_folder
 from mops_fl.membership import find_clients
@@ -58,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
         engine, placement = start_engine(config, grid)
         folder.update(**placement.facts)
         seconds = config.federation.round_timeout or math.inf
-        grid = WatchedGrid(engine, recorder.on_replies, seconds)
+        grid = WatchedGrid(engine, recorder.on_replies, seconds, FIRST_ANSWER_SECONDS)
         _run(config, folder, recorder, grid, simulated=placement.simulated)
     except BaseException as error:
         reason = str(error) or type(error).__name__

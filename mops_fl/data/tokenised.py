@@ -111,10 +111,13 @@ class TokenisedCorpus:
     @classmethod
     def load(cls, folder: Path) -> "TokenisedCorpus":
         """What `save` wrote, its arrays mapped from the files."""
-        arrays = [np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "ends", "tasks")]
+        ids, ends, tasks = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "ends", "tasks")
+        )
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        packed = Packed(*arrays, tuple(facts["names"]))
-        return cls(packed, *facts["cuts"], frozenset(facts["unknown"]))
+        questions, answers = facts["cuts"]
+        packed = Packed(ids, ends, tasks, tuple(facts["names"]))
+        return cls(packed, questions, answers, frozenset(facts["unknown"]))
 
 
 def made_by_one(name: str, make: Callable[[], TokenisedCorpus]) -> TokenisedCorpus:

@@ -9,6 +9,10 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from mops_fl.wire.asking import collect
+from mops_fl.wire.requests import DESCRIBE
+
+FIRST_ANSWER_SECONDS = 300.0
+"""For how long a node's description of itself is waited for: it loads torch, its rows and sizes."""
 
 _LIFE_SECONDS = 60.0
 """How much longer than its reply is waited for a message lives: until all are sent, and until the
@@ -27,15 +31,23 @@ class WatchedGrid(Grid):
     Flower's own `send_and_receive` sleeps for 3 seconds between looks and says nothing meanwhile.
     """
 
-    def __init__(self, grid: Grid, progress: Progress, seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        progress: Progress,
+        seconds: float = math.inf,
+        first_seconds: float = 0.0,
+    ) -> None:
         """Wrap `grid`.
 
         Args:
             grid: that sends.
             progress: called whenever a reply comes.
             seconds: for how long replies are waited for at most.
+            first_seconds: where that is longer, for how long nodes' descriptions are.
         """
         self._grid, self._progress, self._seconds = grid, progress, seconds
+        self._first_seconds = max(seconds, first_seconds)
         self._ahead: dict[int, float] = {}
 
     def send_and_receive(
@@ -50,7 +62,8 @@ class WatchedGrid(Grid):
         if not messages:
             return []
         kind, of = messages[0].metadata.message_type, len(messages)
-        seconds = min(self._seconds, math.inf if timeout is None else timeout)
+        own = self._first_seconds if kind == DESCRIBE else self._seconds
+        seconds = min(own, math.inf if timeout is None else timeout)
         for message in messages:
             self._limit_life(message, seconds)
         sent = {id_ for id_ in self._grid.push_messages(messages) if id_}

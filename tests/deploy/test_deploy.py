@@ -9,8 +9,8 @@ import ssl
 
 import pandas as pd
 import pytest
-from loopback import Federation, wait_for
 
+from experiments.benchmarks.loopback import Federation, wait_for
 from mops_fl.flower.home import free_port
 
 pytestmark = pytest.mark.slow

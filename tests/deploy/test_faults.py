@@ -3,10 +3,7 @@ round is lost, no wrong number is written, and nothing waits longer than the tim
 
 import json
 import os
-import shlex
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -15,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from loopback import Federation, wait_for, write_rows
 
-from mops_fl.deploy.edge import Edge, node_flat
-from mops_fl.deploy.folders import node_folder
+from experiments.benchmarks.loopback import Federation, wait_for
 from mops_fl.flower.home import free_port
 
 pytestmark = pytest.mark.slow
@@ -112,25 +107,6 @@ class Watch:
         wait_for(lambda: any(number > now for number in self.trained(client)))
 
 
-def start_liar(made: Federation, name: str, partition: int) -> None:
-    """A node whose ClientApp is `lying_clientapp`."""
-    place = node_folder(made.folder / f"node-{name}")
-    place.make()
-    ours = Path(__file__).with_name("lying_clientapp.py")
-    line = shlex.join([sys.executable, str(ours), "flwr-clientapp"])
-    (place.commands / "flwr-clientapp").write_text(f'#!/bin/sh\nexec {line} "$@"\n')
-    values = ["dtype=float32", "device=cpu", "threads=1"]
-    data = write_rows(made.folder / f"{name}.jsonl", [("poems", 8)])
-    flat = node_flat(None, values, data, str(made.model), partition)
-    authority, key = made.server / "ca.crt", made.folder / f"{name}.key"
-    edge = Edge(f"localhost:{made.port}", authority, key, flat, free_port())
-    supervisor = [sys.executable, "-P", "-m", "mops_fl.deploy.supervise", str(place.folder)]
-    with (made.folder / f"{name}.log").open("ab") as log:
-        made.started[name] = subprocess.Popen(
-            [*supervisor, *edge.command], env=place.environment(), stdout=log, stderr=log
-        )
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, tiny_llama):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
@@ -144,7 +120,7 @@ def federation(tmp_path_factory, tiny_llama):
             made.register(name)
             port = proxy.port if name == "cut" else made.port
             if name == "liar":
-                start_liar(made, name, partition)
+                made.start_strange(name, partition, Path(__file__).with_name("lying_clientapp.py"))
             else:
                 made.start(name, *made.client(name, partition, port))
         wait_for(lambda: all("SuperNode ID" in made.log(name) for name in NAMES))
