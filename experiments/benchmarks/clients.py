@@ -54,10 +54,15 @@ print(json.dumps({"partition": seconds, "partition_memory": (most - before) / 10
 class Sampler(threading.Thread):
     """The largest memory of a process and all below it, in MB."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
-        """Begin to look."""
+    def __init__(self, process: subprocess.Popen, every: float = 0.5) -> None:
+        """Begin to look.
+
+        Args:
+            process: the topmost.
+            every: seconds between two looks; one takes some 0.1 s of a core where Ray runs.
+        """
         super().__init__(daemon=True)
-        self.process, self.most = psutil.Process(process.pid), 0.0
+        self.process, self.every, self.most = psutil.Process(process.pid), every, 0.0
         self.start()
 
     def run(self) -> None:
@@ -70,7 +75,7 @@ class Sampler(threading.Thread):
                 except psutil.Error:
                     continue
             self.most = max(self.most, total / 1e6)
-            time.sleep(0.5)
+            time.sleep(self.every)
 
 
 def values(options: argparse.Namespace, clients: int, rows: int, model: Path) -> dict[str, Scalar]:
