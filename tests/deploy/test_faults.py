@@ -46,7 +46,11 @@ class Proxy(threading.Thread):
             if self._cut:
                 inside.close()
                 continue
-            outside = socket.create_connection(("127.0.0.1", self._to))
+            try:
+                outside = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                inside.close()
+                continue
             self._open += [inside, outside]
             for pair in ((inside, outside), (outside, inside)):
                 threading.Thread(target=self._carry, args=pair, daemon=True).start()
@@ -144,12 +148,12 @@ def test_faults_cost_what_they_must_and_no_more(federation):
     watch.until_trained(0)
 
     # its SuperNode is killed, and comes back under another id
-    (node,) = made.processes("flower-supernode", "node-killed")
+    (node,) = made.processes("bin/flower-supernode", "node-killed")
     node.kill()
     # beside it, the network of another node is cut for a minute, and a third one is stopped
     proxy.cut()
     silent = [
-        *made.processes("flower-supernode", "node-silent"),
+        *made.processes("bin/flower-supernode", "node-silent"),
         *made.processes("mops_fl.node.resident", "node-silent"),
     ]
     for process in silent:
