@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from mops_fl.deploy.submit import Submission
 
 
+_ROUND_SECONDS = 3600.0
+"""A real round may take long; a node that is alive and silent is not waited for all day."""
+
+
 def run(
     values: options.Values = None,
     config_file: options.ConfigFile = None,
@@ -92,6 +96,7 @@ def suited(flat: Mapping[str, Scalar], place: "ServerFolder") -> dict[str, Scala
                 "no node is online (mops-fl deploy status shows them): start one with mops-fl "
                 "deploy client, or say with --clients how many are to come"
             )
+    found.setdefault("round-timeout", _ROUND_SECONDS)
     found.setdefault("active-clients", min(10, int(found["num-clients"])))
     if server_data := found.get("server-data"):
         found.setdefault("dataset", "jsonl")
