@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 # A whole simulation mostly waits for one process after another to start: two run side by side.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-BENCHMARKS := steps round scaling federation peak store communication
+BENCHMARKS := steps round scaling federation peers peak store communication
 
 .PHONY: help simulate test test-fast bench golden clean
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
 test-fast: $(INSTALLED)  ## The tests that take seconds.
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
 
-bench: $(INSTALLED)  ## The benchmarks' CPU part, in under 10 minutes; tables, and JSON in runs/benchmarks.
+bench: $(INSTALLED)  ## The benchmarks' CPU part, in about 10 minutes; tables, and JSON in runs/benchmarks.
 	for name in $(BENCHMARKS); do $(BIN)/python -m experiments.benchmarks.$$name --quick || exit 1; done
 
 golden: $(INSTALLED)  ## Whether REF=<commit> and this tree give the same numbers, to the bit.

@@ -234,7 +234,7 @@ def _examples(
     if len(chosen) < rows:
         raise DataError(f"rows={rows}: {calibration.source} has {len(chosen)} unseen rows left")
     tokenised = tokenise([corpus[index] for index in chosen], tokenizer, data.max_length)
-    return tokenised.examples, whole.digest
+    return tuple(tokenised.examples), whole.digest
 
 
 def _load(folder: Path, compression: Compression, device: "torch.device") -> "LlamaForCausalLM":

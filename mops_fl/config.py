@@ -257,7 +257,13 @@ class FederationConfig:
     """The round that counts as the run's result: the last, or that of the lowest loss on validation
     rows."""
     min_reply_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
-    """Share of the asked clients that must answer validly; below it the run fails."""
+    """Share of the asked clients that must answer validly, whether they are asked to describe
+    themselves, to pretrain or to train; below it the run fails."""
+    min_evaluate_fraction: float = _positive(below=math.nextafter(1.0, 2.0))
+    """The same of clients that are asked to evaluate."""
+    round_timeout: float = _at_least(0)
+    """Seconds after which replies are waited for no longer, of training, of evaluation and of what
+    comes before round 1; 0 for none, when a node that is alive and silent may take 12 hours."""
     mixed_backbones: bool
     """Whether clients may hold other models or tokenizers than most clients do."""
     engine: str = _choice("clients", "cohort", "auto")
@@ -469,6 +475,10 @@ def app_folder() -> Path:
 
 EARLIER: Mapping[str, Scalar] = {"pretrain-data": "pooled", "server-fraction": 0.0}
 """What runs of earlier versions did, whose configuration lacks these keys."""
+
+
+MENDABLE = ("min-reply-fraction", "min-evaluate-fraction", "round-timeout")
+"""The keys that a run may be resumed with other values of: they let it go on, with its numbers."""
 
 
 @functools.cache

@@ -19,3 +19,7 @@ class ModelError(MopsError):
 
 class RunError(MopsError):
     """A run that cannot start, carry on or be read."""
+
+
+class PolicyError(MopsError):
+    """Something that the owner of an edge machine does not allow."""

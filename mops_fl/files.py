@@ -15,6 +15,9 @@ from pathlib import Path
 
 from mops_fl.errors import RunError
 
+SHARED_VARIABLE = "MOPS_FL_SHARED"
+"""Environment variable that names the folder of `shared_folder`; in simulations only."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SLACK = 64 * 1024**2
@@ -32,6 +35,12 @@ def cache_folder() -> Path:
         return absolute(root) if root else Path.home() / ".cache" / "mops-fl"
     except RuntimeError as error:
         raise RunError(f"there is no home ({error}): name a folder in MOPS_FL_CACHE") from error
+
+
+def shared_folder() -> Path | None:
+    """Where processes of one launch on this machine leave what others need, too; None elsewhere."""
+    root = os.environ.get(SHARED_VARIABLE)
+    return Path(root) if root else None
 
 
 def absolute(path: str | Path) -> Path:

@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-import time
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
@@ -18,26 +18,16 @@ from mops_fl.engine import start_engine
 from mops_fl.engine.watched import WatchedGrid
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import cache_folder
+from mops_fl.membership import find_clients
 from mops_fl.methods import method_of
 from mops_fl.run.figures import draw_figures
 from mops_fl.run.folder import RunFolder, now
 from mops_fl.run.provenance import commit, machine, versions
 from mops_fl.run.recorder import Recorder
 from mops_fl.start import start
-from mops_fl.wire.asking import ask
 from mops_fl.wire.records import Tensors, from_array_record, to_array_record
-from mops_fl.wire.replies import Description
-from mops_fl.wire.requests import DESCRIBE
 from mops_fl.wire.shapes import ModelSizes
-from strategies import STRATEGIES, Client, admit, require
-
-_PATIENCE_SECONDS = 60.0
-"""How long to wait for a further node to connect."""
-
-_TRIES = 3
-"""Clients that are asked to pretrain, one after the other, until one gives a valid reply."""
-
-Value = TypeVar("Value")
+from strategies import STRATEGIES, Client
 
 app = ServerApp()
 
@@ -67,7 +57,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         engine, placement = start_engine(config, grid)
         folder.update(**placement.facts)
-        grid = WatchedGrid(engine, recorder.on_replies)
+        seconds = config.federation.round_timeout or math.inf
+        grid = WatchedGrid(engine, recorder.on_replies, seconds)
         _run(config, folder, recorder, grid, simulated=placement.simulated)
     except BaseException as error:
         reason = str(error) or type(error).__name__
@@ -91,9 +82,12 @@ def _run(
             f"malicious-clients={config.aggregation.malicious_clients} in a deployment: attacks "
             "are for simulations, set it to 0"
         )
-    clients = _find_clients(config, folder, grid)
-    _check_same(folder, _facts(clients))
-    done = folder.last_round()
+    roster = find_clients(config, folder, grid, simulated=simulated)
+    clients, done = dict(roster.clients), folder.last_round()
+    if simulated:
+        _check_same(folder, _facts(clients))
+    elif done < 0:
+        folder.update(**_facts(clients))
     if done >= 0:
         tensors = folder.load_checkpoint(done)
     else:
@@ -103,7 +97,7 @@ def _run(
     strategy = STRATEGIES[config.training](
         config,
         folder.facts["id"],
-        clients,
+        roster,
         to_array_record(frozen),
         recorder,
         max(done, 0),
@@ -116,11 +110,13 @@ def _run(
     folder.update(
         trainable_parameters=strategy.method.parameters(config, _sizes(clients)),
         bytes_per_round=strategy.bytes_per_round(arrays),
-        unseen_clients=sorted(clients.keys() - strategy.trainees),
-        unseen_tasks=strategy.unseen_tasks,
         malicious_clients=sorted(malicious_partitions(config)),
     )
     if done < 0:
+        folder.update(
+            unseen_clients=sorted(roster.own - {*strategy.trainees}),
+            unseen_tasks=strategy.unseen_tasks,
+        )
         strategy.evaluate_initial(grid, arrays)
 
     def end_round(server_round: int, arrays) -> None:
@@ -134,7 +130,7 @@ def _run(
         grid,
         arrays,
         num_rounds=rounds - max(done, 0),
-        timeout=float("inf"),
+        timeout=math.inf,
         evaluate_fn=end_round,
     )
     kept = _settle(config, folder)
@@ -179,32 +175,6 @@ def _check_same(folder: RunFolder, facts: dict[str, Any]) -> None:
     folder.update(**facts)
 
 
-def _find_clients(config: Config, folder: RunFolder, grid: Grid) -> dict[int, Client]:
-    """Wait for all nodes, ask each what it is, and take those that fit together.
-
-    Raises:
-        RunError: too few or too many nodes, or too few of them can take part.
-    """
-    expected = config.partition.num_clients
-    node_ids = _wait_for_nodes(grid, expected)
-    described, failures = ask(
-        grid,
-        DESCRIBE,
-        {node: RecordDict() for node in node_ids},
-        {node: node for node in node_ids},
-        lambda _node, content: Description.read(content, expected),
-    )
-    refused = {f"node {node}": reason for node, reason in failures.items()}
-    clients, strangers = admit(config, described)
-    refused |= strangers
-    for who, reason in refused.items():
-        log(logging.WARNING, "%s does not take part: %s", who, reason)
-    fraction = config.federation.min_reply_fraction
-    require("{} can take part", len(clients), expected, fraction, refused)
-    folder.update(refused_clients=refused)
-    return clients
-
-
 def _facts(clients: Mapping[int, Client]) -> dict[str, Any]:
     """What the clients said together, for run.json; what they share is counted once."""
     described = [client.description for client in clients.values()]
@@ -246,23 +216,3 @@ def _holdings(clients: Mapping[int, Client]) -> list[tuple[int, str, int, int]]:
             strict=True,
         )
     ]
-
-
-def _wait_for_nodes(grid: Grid, expected: int) -> list[int]:
-    connected: list[int] = []
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        now_connected = list(grid.get_node_ids())
-        if len(now_connected) >= expected:
-            connected = now_connected
-            break
-        if len(now_connected) > len(connected):
-            deadline = time.monotonic() + _PATIENCE_SECONDS
-        connected = now_connected
-        time.sleep(0.1)
-    if len(connected) != expected:
-        raise RunError(
-            f"num-clients={expected} but {len(connected)} nodes are connected: make num-clients "
-            "and the number of nodes (num-supernodes in a simulation) the same"
-        )
-    return connected

@@ -71,8 +71,7 @@ def _averaged(
     """
     valid, failures = _asked(config, clients, [*clients], grid, initial, recorder)
     reasons = {f"client {partition}": reason for partition, reason in failures.items()}
-    fraction = config.federation.min_reply_fraction
-    require("{} could pretrain", len(valid), len(clients), fraction, reasons)
+    require("{} could pretrain", len(valid), len(clients), config.federation, reasons)
     weights = [clients[partition].description.examples for partition in valid]
     return weighted_mean([*valid.values()], weights)
 

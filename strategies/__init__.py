@@ -3,9 +3,11 @@
 They import no model code: a method is the names of the tensors that it averages.
 """
 
-from strategies.admission import Client, admit
+from strategies.admission import Client, admit, misfit
 from strategies.alone import Centralised, Local
-from strategies.prompt_fedavg import PromptFedAvg, require
+from strategies.prompt_fedavg import PromptFedAvg
+from strategies.quorum import minimum, require
+from strategies.roster import Roster
 from strategies.sampling import sample_partitions
 
 STRATEGIES: dict[str, type[PromptFedAvg]] = {
@@ -21,7 +23,10 @@ __all__ = [
     "Client",
     "Local",
     "PromptFedAvg",
+    "Roster",
     "admit",
+    "minimum",
+    "misfit",
     "require",
     "sample_partitions",
 ]

@@ -51,25 +51,34 @@ def admit(
     return clients, refused
 
 
+def misfit(config: Config, newcomer: Client, member: Client) -> str:
+    """Why a client cannot share tensors with one that takes part; empty if it can."""
+    return _difference(_compared(config, newcomer), _compared(config, member))
+
+
 def _strangers(config: Config, clients: Mapping[int, Client]) -> dict[int, str]:
     """Why clients cannot share tensors with the rest."""
     if not clients:
         return {}
     compared = {partition: _compared(config, client) for partition, client in clients.items()}
-    keys = tuple(next(iter(compared.values())))
-    held = {partition: tuple(own.values()) for partition, own in compared.items()}
     # of equally many the first counted is given, and clients are in the order of partition ids
-    ((common, _),) = Counter(held.values()).most_common(1)
-    return {
-        partition: "; ".join(
-            f"its {key} is {own}, that of most clients {theirs}"
-            for key, own, theirs in zip(keys, values, common, strict=True)
-            if own != theirs
-        )
-        + ": all clients must hold the same backbone (mixed-backbones=true allows others)"
-        for partition, values in held.items()
-        if values != common
-    }
+    ((common, _),) = Counter(tuple(own.items()) for own in compared.values()).most_common(1)
+    faults = {partition: _difference(own, dict(common)) for partition, own in compared.items()}
+    return {partition: fault for partition, fault in faults.items() if fault}
+
+
+def _difference(own: Mapping[str, str | int], common: Mapping[str, str | int]) -> str:
+    """In what a client is not as most are; empty if in nothing."""
+    different = [
+        f"its {key} is {value}, that of most clients {common[key]}"
+        for key, value in own.items()
+        if value != common[key]
+    ]
+    if not different:
+        return ""
+    return "; ".join(different) + (
+        ": all clients must hold the same backbone (mixed-backbones=true allows others)"
+    )
 
 
 def _compared(config: Config, client: Client) -> dict[str, str | int]:

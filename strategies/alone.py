@@ -21,13 +21,13 @@ class Local(PromptFedAvg):
         """The same start for every client."""
         return {
             f"{partition}/{name}": value
-            for partition in self.clients
+            for partition in self.roster.clients
             for name, value in tensors.items()
         }
 
     def active(self, current: int) -> list[int]:
         """All clients that train at all."""
-        return sorted(self.trainees)
+        return self.trainees
 
     def arrays_of(self, partition: int, arrays: ArrayRecord) -> ArrayRecord:
         """The client's own.
@@ -61,4 +61,4 @@ class Centralised(PromptFedAvg):
 
     def examples(self, partition: int) -> int:
         """Training rows of all."""
-        return sum(self.clients[p].description.examples for p in self.trainees)
+        return sum(self.roster.clients[p].description.examples for p in self.trainees)

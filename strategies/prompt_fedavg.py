@@ -1,7 +1,6 @@
 """A method's tensors, round by round: seeded sampling, strict replies, one rule of aggregation."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -13,7 +12,6 @@ from flwr.serverapp.strategy import FedAvg
 
 from mops_fl.config import Config
 from mops_fl.data.split import unseen_partitions
-from mops_fl.errors import RunError
 from mops_fl.methods import method_of
 from mops_fl.metrics import GateSum, Tallies, merge, total
 from mops_fl.seeding import python_generator
@@ -37,9 +35,10 @@ from mops_fl.wire.replies import (
 )
 from mops_fl.wire.requests import PERSONALISE, Assignment
 from mops_fl.wire.rounds import Drift, EvaluateRound, Observer, TrainRound, TrainRow
-from strategies.admission import Client
 from strategies.aggregation import AGGREGATIONS, Contribution, clipped
 from strategies.drift import expert_drift
+from strategies.quorum import minimum, require
+from strategies.roster import Roster
 from strategies.sampling import sample_partitions
 
 Reply = TypeVar("Reply")
@@ -56,7 +55,7 @@ class PromptFedAvg(FedAvg):
         self,
         config: Config,
         run: str,
-        clients: Mapping[int, Client],
+        roster: Roster,
         frozen: ArrayRecord,
         observer: Observer,
         first_round: int = 0,
@@ -67,17 +66,17 @@ class PromptFedAvg(FedAvg):
         Args:
             config: the run.
             run: names it for the clients.
-            clients: who takes part, by partition id.
+            roster: who takes part.
             frozen: tensors that clients need and do not train.
             observer: told of every round.
             first_round: the last whole round of the run so far.
             last_trained: the round in which each client last trained; without those that never did.
         """
         super().__init__(arrayrecord_key=ARRAYS, configrecord_key=CONFIG)
-        self.config, self.run, self.clients, self.frozen = config, run, dict(clients), frozen
+        self.config, self.run, self.roster, self.frozen = config, run, roster, frozen
         self.observer, self.first_round = observer, first_round
         self.method = method_of(config.method)
-        sizes = next(iter(clients.values())).description.sizes
+        sizes = next(iter(roster.clients.values())).description.sizes
         self.averaged = self.method.travelling(config, sizes)
         """Names of the tensors that travel both ways."""
         self.aggregation = AGGREGATIONS[config.aggregation.aggregation](config.aggregation)
@@ -86,6 +85,7 @@ class PromptFedAvg(FedAvg):
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
         self._asked: list[tuple[int, Message]] = []
+        self._absent: dict[int, str] = {}
         self._tokens: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
 
     def summary(self) -> None:
@@ -110,12 +110,12 @@ class PromptFedAvg(FedAvg):
     @property
     def trainees(self) -> list[int]:
         """The clients that may train, by partition id."""
-        return sorted(self.clients.keys() - self._unseen)
+        return sorted(self.roster.own - self._unseen)
 
     @property
     def unseen_tasks(self) -> list[str]:
         """Tasks that no client trains on, though some are evaluated on them."""
-        described = [client.description for client in self.clients.values()]
+        described = [client.description for client in self.roster.clients.values()]
         trained = {task for own in described for task in own.trained_tasks}
         return list(dict.fromkeys(t for own in described for t in own.tasks if t not in trained))
 
@@ -124,9 +124,17 @@ class PromptFedAvg(FedAvg):
         return tensors
 
     def active(self, current: int) -> list[int]:
-        """Who trains in a round, as sorted partition ids."""
-        active = min(self.config.federation.active_clients, len(self.trainees))
-        return sample_partitions(self.trainees, active, self.config.seed, current)
+        """Who is to train in a round, as sorted partition ids.
+
+        Drawn from those who are there; where these are too few, with some who are not.
+        """
+        seats = self.roster.seats(self.trainees)
+        everyone = {*self.trainees, *seats}
+        active = min(self.config.federation.active_clients, len(everyone))
+        there = min(active, len(seats))
+        drawn = sample_partitions(seats, there, self.config.seed, current)
+        absent = sorted(everyone - seats.keys())[: active - there]
+        return sorted([*(seats[partition] for partition in drawn), *absent])
 
     def arrays_of(self, partition: int, arrays: ArrayRecord) -> ArrayRecord:
         """What a client is sent of a round's tensors."""
@@ -152,13 +160,14 @@ class PromptFedAvg(FedAvg):
 
     def examples(self, partition: int) -> int:
         """Rows that a client trains on: its weight."""
-        return self.clients[partition].description.examples
+        return self.roster.client(partition).description.examples
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's active clients to train."""
         current = self.first_round + server_round
+        self.roster.look(current)
         return self._messages(MessageType.TRAIN, current, self.active(current), arrays)
 
     def aggregate_train(
@@ -212,6 +221,8 @@ class PromptFedAvg(FedAvg):
         current = self.first_round + server_round
         federation = self.config.federation
         skipped = current % federation.eval_every and current != federation.num_server_rounds
+        if not skipped:
+            self.roster.look(current)
         partitions = [] if skipped else self._evaluated(current)
         return self._messages(MessageType.EVALUATE, current, partitions, arrays)
 
@@ -220,7 +231,7 @@ class PromptFedAvg(FedAvg):
         federation = self.config.federation
         count, last = federation.evaluate_clients, federation.num_server_rounds
         if not 0 < count < len(self.trainees) or current == (last if self.averaged else 0):
-            return sorted(self.clients)
+            return sorted(self.roster.own)
         draw = python_generator(self.config.seed, "evaluate-clients")
         return sorted(draw.sample(self.trainees, count))
 
@@ -232,7 +243,7 @@ class PromptFedAvg(FedAvg):
         Raises:
             RunError: too few replies are valid.
         """
-        if not self._asked:
+        if not self._asked and not self._absent:
             return None
         result = self._summed(self.first_round + server_round, "evaluate", replies)
         self.observer.on_evaluate(result)
@@ -263,6 +274,7 @@ class PromptFedAvg(FedAvg):
 
     def evaluate_initial(self, grid: Grid, arrays: ArrayRecord) -> None:
         """Evaluate before the first round, which `start` does not do."""
+        self.roster.look(0)
         messages = self._messages(MessageType.EVALUATE, 0, self._evaluated(0), arrays)
         self.aggregate_evaluate(0, grid.send_and_receive(messages))
 
@@ -278,12 +290,14 @@ class PromptFedAvg(FedAvg):
             RunError: too few replies are valid.
         """
         now = self.config.federation.num_server_rounds
-        messages = self._messages(PERSONALISE, now, sorted(self.clients), arrays)
+        self.roster.look(now)
+        messages = self._messages(PERSONALISE, now, sorted(self.roster.own), arrays)
         replies = grid.send_and_receive(messages)
         self.observer.on_personalise(self._summed(server_round, "personalise", replies))
 
     def _read_evaluation(self, partition: int, content: RecordDict) -> Evaluated:
-        own, most = self.clients[partition].description, self.config.data.eval_samples
+        own = self.roster.clients[partition].description
+        most = self.config.data.eval_samples
         test, validation = (
             {task: min(rows, most or rows) for task, rows in zip(own.tasks, part, strict=True)}
             for part in (own.test, own.validation)
@@ -303,13 +317,19 @@ class PromptFedAvg(FedAvg):
         self, message_type: str, current: int, partitions: list[int], arrays: ArrayRecord
     ) -> list[Message]:
         self._current, self._asked = arrays, []
-        for partition in partitions:
-            assignment = Assignment(self.run, current, self._last_trained.get(partition, 0))
+        absent = self.roster.absent
+        self._absent = {
+            partition: absent[partition] for partition in partitions if partition in absent
+        }
+        there = [partition for partition in partitions if partition not in absent]
+        for partition in there:
+            last = self._last_trained.get(partition, 0)
+            assignment = Assignment(self.run, current, last, len(there))
             own = self.arrays_of(partition, arrays)
             content = RecordDict({ARRAYS: own, CONFIG: assignment.record()})
             if self.frozen:
                 content[FROZEN] = self.frozen
-            node = self.clients[partition].node
+            node = self.roster.client(partition).node
             message = Message(content, message_type=message_type, dst_node_id=node)
             self._asked.append((partition, message))
         return [message for _, message in self._asked]
@@ -335,48 +355,20 @@ class PromptFedAvg(FedAvg):
         """Valid replies by partition id, and the reasons why the others are not used."""
         asked = {message.metadata.message_id: partition for partition, message in self._asked}
         valid, failures = sift(asked, replies, read)
-        self._asked = []
+        failures |= self._absent
+        self._asked, self._absent = [], {}
         for partition, reason in failures.items():
             log(logging.WARNING, "round %d: client %d refused: %s", current, partition, reason)
         require(
             f"round {current}: {{}} gave a valid {what} reply",
             len(valid),
-            len(asked),
-            self.config.federation.min_reply_fraction,
+            len(valid) + len(failures),
+            self.config.federation,
             {f"client {partition}": reason for partition, reason in failures.items()},
+            "min-reply-fraction" if what == "train" else "min-evaluate-fraction",
         )
         return valid, failures
 
 
 def _tokens(tallies: Tallies) -> dict[str, int]:
     return {task: tally.tokens for task, tally in tallies.items()}
-
-
-def minimum(asked: int, fraction: float) -> int:
-    """Valid replies that are enough."""
-    return max(1, math.ceil(fraction * asked - 1e-9))
-
-
-def require(
-    sentence: str, valid: int, asked: int, fraction: float, failures: Mapping[str, str]
-) -> None:
-    """Refuse to go on with too few valid replies.
-
-    Args:
-        sentence: with a place for how many clients.
-        valid: replies.
-        asked: clients.
-        fraction: `min-reply-fraction`.
-        failures: reasons by who failed; the first is told.
-
-    Raises:
-        RunError: there are fewer than `minimum`.
-    """
-    if valid >= minimum(asked, fraction):
-        return
-    who, reason = next(iter(failures.items()))
-    raise RunError(
-        f"{sentence.format(f'{valid} of {asked} clients')}, fewer than the "
-        f"{minimum(asked, fraction)} that min-reply-fraction={fraction} asks for; "
-        f"{who}: {reason}"
-    )

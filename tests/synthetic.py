@@ -55,7 +55,7 @@ def write_table(path: Path, rows: Iterable[tuple]) -> None:
 
 def _of_clients(rounds: int, start: float, end: float, tasks: Sequence[str]) -> Iterable[tuple]:
     """Two clients, one a tenth below and one a tenth above the mean loss."""
-    for number, task, nll, tokens, _ in _perplexities(rounds, start, end, tasks):
+    for number, task, nll, tokens, _, _ in _perplexities(rounds, start, end, tasks):
         if tokens == 100:
             yield from ((number, p, task, nll / 2 * (0.9 + 0.2 * p), 50) for p in range(2))
 
@@ -63,6 +63,6 @@ def _of_clients(rounds: int, start: float, end: float, tasks: Sequence[str]) -> 
 def _perplexities(rounds: int, start: float, end: float, tasks: Sequence[str]) -> Iterable[tuple]:
     for number in range(rounds + 1):
         loss = math.log(end + (start - end) * math.exp(-number))
-        yield number, "all", loss * 200, 200, math.exp(loss)
+        yield number, "all", loss * 200, 200, math.exp(loss), 1.0
         for task in tasks:
-            yield number, task, loss * 100, 100, math.exp(loss)
+            yield number, task, loss * 100, 100, math.exp(loss), 1.0

@@ -18,11 +18,13 @@ FLOORS = (
     ("mops_fl.files", "mops_fl.compression_spec"),
     ("mops_fl.config", "mops_fl.pictures"),
     ("mops_fl.wire", "mops_fl.data", "mops_fl.base"),
-    ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run", "mops_fl.node"),
+    ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run"),
     ("strategies", "mops_fl.models", "mops_fl.flower"),
-    ("mops_fl.training", "mops_fl.experiment", "mops_fl.deploy"),
-    ("mops_fl.engine", "mops_fl.client_app", "mops_fl.start", "mops_fl.cli"),
-    ("mops_fl.server_app", "experiments"),
+    ("mops_fl.training", "mops_fl.experiment"),
+    ("mops_fl.engine", "mops_fl.node", "mops_fl.start", "mops_fl.membership"),
+    ("mops_fl.client_app", "mops_fl.server_app", "mops_fl.deploy"),
+    ("mops_fl.cli",),
+    ("experiments",),
 )
 """The rooms from the ground up. A room imports rooms on lower floors, and itself."""
 

@@ -55,9 +55,9 @@ def run(
         config = Config.from_flat(suited(given, place))
         config = placed(config, place.runs, name or default_name(config))
     else:
-        if values or config_file or name or clients is not None:
+        if config_file or name or clients is not None:
             raise ConfigError("--resume takes the run's own configuration: give no other values")
-        config = resumed(resume)
+        config = resumed(resume, values or ())
     _check_server_rows(config)
     with staged(place, config.flat(), *(() if detach else ("--stream",))) as submission:
         say_command(submission.command, {"FLWR_HOME": str(place.flwr_home)})

@@ -29,8 +29,10 @@ def tell_result(folder: Path) -> None:
 def _perplexity(folder: Path) -> str:
     from mops_fl.run.results import Run
 
-    curve = Run.read(folder).perplexity()
+    run = Run.read(folder)
+    curve, shares = run.perplexity(), run.share().iloc[[0, -1]]
     return (
         f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
         f"round {curve.index[-1]}"
+        f"{' (not all held-out rows are behind both)' if (shares < 1).any() else ''}"
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mops_fl.cli.progress import showing, watching
-from mops_fl.config import EARLIER, Config, app_folder
+from mops_fl.config import EARLIER, MENDABLE, Config, app_folder, parse_assignment
 from mops_fl.errors import ConfigError, MopsError, RunError
 from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
@@ -58,18 +58,29 @@ def placed(config: Config, runs_dir: Path, name: str) -> Config:
     return replace(config, run_dir=str(folder))
 
 
-def resumed(folder: Path) -> Config:
+def resumed(folder: Path, values: Sequence[str] = ()) -> Config:
     """The configuration of a run that is carried on.
 
+    Args:
+        folder: the run's.
+        values: `KEY=VALUE`, of keys that a run may be carried on with other values of.
+
     Raises:
+        ConfigError: another key is given.
         RunError: it is completed, or no run.
     """
     from mops_fl.run.results import Run
 
+    changes = dict(map(parse_assignment, values))
+    if own := sorted(changes.keys() - {*MENDABLE}):
+        raise ConfigError(
+            f"--resume takes the run's own configuration, so {', '.join(own)} cannot be given: "
+            f"only {', '.join(MENDABLE)} can"
+        )
     run = Run.read(folder)
     if run.facts["status"] == "completed":
         raise RunError(f"{folder} is completed: there is nothing to resume")
-    config = Config.from_flat({**EARLIER, **run.facts["config"]})
+    config = Config.from_flat({**EARLIER, **run.facts["config"], **changes})
     return replace(config, run_dir=str(absolute(folder)), resume=True)
 
 

@@ -68,9 +68,9 @@ def _simulate(
         config = options.configure(config_file, clients, values, **forced)
         config = placed(config, runs_dir, name or default_name(config))
     else:
-        if values or config_file or name or clients is not None:
+        if config_file or name or clients is not None:
             raise ConfigError("--resume takes the run's own configuration: give no other values")
-        config = resumed(resume)
+        config = resumed(resume, values or ())
     given = options.resources(config, *resources)
     dtype = check([config], given)
     folder = execute(config, given, dtype)

@@ -39,6 +39,11 @@ SHOWN_FACTS = (
 """The keys of `run.json` that are shown, where they have a value."""
 
 
+_IN_BRACKETS = (
+    "\nin brackets: share of the held-out tokens, where clients were missing or not asked"
+)
+
+
 def facts(run: "Run") -> Table:
     """What `run.json` says of a run, and the values that are not the defaults."""
     from mops_fl.config import defaults
@@ -77,11 +82,22 @@ def _by_round(
 ) -> Table:
     """Perplexity per evaluated round, a column for each configuration."""
     means = [each.mean(axis=1) for each in curves]
+    shares = [group.shares() for group in groups]
+    if any(len(partial) for partial in shares):
+        title += _IN_BRACKETS
     table = _numbers("round", *(_short(group.label) for group in groups), title=title)
     for number in sorted({number for mean in means for number in mean.index}):
-        cells = (f"{mean[number]:.2f}" if number in mean.index else "" for mean in means)
+        cells = (_perplexity(*pair, number) for pair in zip(means, shares, strict=True))
         table.add_row(str(number), *cells)
     return table
+
+
+def _perplexity(curve: "pd.Series", shares: "pd.Series", number: int) -> str:
+    """One round's, with the share of the held-out tokens behind it where that is not all."""
+    if number not in curve.index:
+        return ""
+    part = f" ({math.floor(100 * shares[number])} %)" if number in shares.index else ""
+    return f"{curve[number]:.2f}{part}"
 
 
 def _diagnostics(title: str, lines: "pd.DataFrame", run: "Run") -> Table:
@@ -185,11 +201,13 @@ def per_task(run: "Run") -> Table:
     """Perplexity of each task in the first and in the last evaluated round."""
     rounds = run.perplexity().index[[0, -1]]
     headings = (f"round {number}" for number in rounds)
-    table = _numbers("task", *headings, title="perplexity per task")
-    for task in run.tasks:
+    shares = {task: run.share(task).loc[lambda share: share < 1] for task in run.tasks}
+    partial = any(number in own.index for own in shares.values() for number in rounds)
+    title = f"perplexity per task{_IN_BRACKETS if partial else ''}"
+    table = _numbers("task", *headings, title=title)
+    for task, own in shares.items():
         curve = run.perplexity(task)
-        cells = (f"{curve[number]:.2f}" if number in curve.index else "" for number in rounds)
-        table.add_row(one_line(task, limit=50), *cells)
+        table.add_row(one_line(task, limit=50), *(_perplexity(curve, own, n) for n in rounds))
     return table
 
 

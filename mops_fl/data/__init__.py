@@ -11,12 +11,14 @@ from mops_fl.data.split import (
     split,
     unseen_partitions,
 )
-from mops_fl.data.tokens import Tokenised, TokenisedCorpus, tokenise
+from mops_fl.data.tokenised import Packed, Tokenised, TokenisedCorpus, made_by_one
+from mops_fl.data.tokens import tokenise
 
 __all__ = [
     "Corpus",
     "Example",
     "Holding",
+    "Packed",
     "Share",
     "Tokenised",
     "TokenisedCorpus",
@@ -24,6 +26,7 @@ __all__ = [
     "holding",
     "load_corpus",
     "load_server_data",
+    "made_by_one",
     "malicious_partitions",
     "split",
     "tokenise",

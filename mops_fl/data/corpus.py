@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -71,7 +72,12 @@ class Corpus:
 
 
 def load_corpus(
-    data: DataConfig, seed: int, owner_column: str = "", *, own_data: bool = False
+    data: DataConfig,
+    seed: int,
+    owner_column: str = "",
+    *,
+    own_data: bool = False,
+    least_rows: int = 0,
 ) -> Corpus:
     """Load the dataset, keep its tasks, and draw `num-samples` examples uniformly by the seed.
 
@@ -84,6 +90,7 @@ def load_corpus(
         owner_column: column whose value names the client that owns a row; empty for none.
         own_data: the rows are those of one client, which need not have every task of the run, and
             which `num-samples`, of what is divided among all, does not limit.
+        least_rows: tasks with fewer usable rows are left out.
 
     Raises:
         ConfigError: a task is named twice, or all are unseen.
@@ -91,6 +98,8 @@ def load_corpus(
             or there are too few usable rows for a client.
     """
     rows, tasks = SOURCES[data.dataset](data, seed, owner_column)
+    if least_rows:
+        tasks = _leave_out_small(rows, tasks, least_rows, data)
     if len(set(tasks)) < len(tasks):
         unseen_too = f" and unseen-tasks={data.unseen_tasks}" * bool(data.unseen_tasks)
         raise ConfigError(f"tasks={data.tasks}{unseen_too}: a task is named twice")
@@ -112,6 +121,19 @@ def load_corpus(
         source += f"; {len(unseen)} unseen tasks: {listed(unseen)}: {beside}"
     warnings = _warnings(rows)
     return Corpus(examples, tasks, skipped, _digest(examples), source, warnings, unseen)
+
+
+def _leave_out_small(
+    rows: Rows, tasks: tuple[str, ...], least: int, data: DataConfig
+) -> tuple[str, ...]:
+    """Leave out the rows of tasks that have too few, and the names of those that nobody named."""
+    counts = Counter(example.task for example in rows.examples)
+    large = [example for example in rows.examples if counts[example.task] >= least]
+    if left := len(rows.examples) - len(large):
+        rows.skipped[f"task has fewer than {least} rows"] = left
+        rows.examples = large
+    named = (*data.task_list, *data.unseen_task_list)
+    return tuple(task for task in tasks if counts[task] >= least or task in named)
 
 
 def load_server_data(data: DataConfig, seed: int) -> Corpus:
@@ -210,7 +232,8 @@ def _warnings(rows: Rows) -> tuple[str, ...]:
 
 
 def _digest(examples: tuple[Example, ...]) -> str:
-    digest = hashlib.sha256()
+    digest, names = hashlib.sha256(), [field.name for field in fields(Example)]
     for example in examples:
-        digest.update(json.dumps(asdict(example)).encode())
+        values = {name: getattr(example, name) for name in names}
+        digest.update(json.dumps(values).encode())
     return digest.hexdigest()

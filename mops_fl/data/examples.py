@@ -24,7 +24,7 @@ class UnusableError(Exception):
     """A row that cannot be used: the text is the reason, without any value of the row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """A question (instruction and optional context) with its reference answer."""
 

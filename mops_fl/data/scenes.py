@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 
 NAMES = (
     *("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Kevin"),
@@ -43,7 +44,7 @@ class Scene:
         """The words of the sentence, without punctuation."""
         return self.sentence.rstrip(".").replace(",", "").split()
 
-    @property
+    @cached_property
     def sentence(self) -> str:
         """``On Friday, Anna bought 3 apples and 12 eggs in Paris.``"""
         items = " and ".join(f"{number} {thing}" for number, thing in self.items)

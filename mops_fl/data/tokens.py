@@ -8,49 +8,29 @@ must not depend on the answer, and the answer is tokenised alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from mops_fl.data.examples import Example
 from mops_fl.data.template import TAIL, head
+from mops_fl.data.tokenised import Packer, TokenisedCorpus
 from mops_fl.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Tokenised:
-    """One example as token ids."""
-
-    question: tuple[int, ...]
-    """Beginning of sequence (where the tokenizer adds one), head, tail."""
-    answer: tuple[int, ...]
-    """The answer and the end of sequence; a cut answer has no end of sequence."""
-    task: str
-
-    @property
-    def fed(self) -> int:
-        """Tokens that go through a model: all but the last, which is only predicted."""
-        return len(self.question) + len(self.answer) - 1
+_TOGETHER = 10_000
+"""Examples that are tokenised at a time: what a tokenizer gives is far larger than what is kept."""
 
 
-@dataclass(frozen=True)
-class TokenisedCorpus:
-    """Token ids of all examples, in their order, and how many of them were cut."""
+class _Cut(NamedTuple):
+    """One example's token ids, and whether either part was cut."""
 
-    examples: tuple[Tokenised, ...]
-    cut_questions: int
-    cut_answers: int
-    unknown: frozenset[int]
-    """Indices of examples with a token that the model does not have; not to be used."""
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many examples are not to be used, by reason."""
-        reason = "a token that the model does not have"
-        return {reason: len(self.unknown)} if self.unknown else {}
+    question: list[int]
+    answer: list[int]
+    question_cut: bool
+    answer_cut: bool
 
 
 def tokenise(
@@ -83,24 +63,42 @@ def tokenise(
             f"max-length={max_length} has no room for the prompt template: at least {least} "
             "tokens are needed with this model's tokenizer"
         )
+    packer, cut_questions, cut_answers, unknown = Packer(), 0, 0, set()
+    for first in range(0, len(examples), _TOGETHER):
+        part = examples[first : first + _TOGETHER]
+        for place, row in enumerate(_cut(part, tokenizer, start, max_length)):
+            cut_questions += row.question_cut
+            cut_answers += row.answer_cut
+            if vocab_size is not None and max(*row.question, *row.answer) >= vocab_size:
+                unknown.add(first + place)
+            packer.add(row.question, row.answer, part[place].task)
+    return TokenisedCorpus(packer.packed(), cut_questions, cut_answers, frozenset(unknown))
+
+
+def _cut(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    start: list[int],
+    max_length: int,
+) -> Iterator[_Cut]:
+    """Each example as `tokenise` says, behind the ids in `start`."""
     heads = [head(example) for example in examples]
     questions = _ids(tokenizer, [text + TAIL for text in heads])
     answers = _answers(tokenizer, examples, heads, questions)
-    tokenised, cut_questions, cut_answers, unknown = [], 0, 0, set()
-    for index, example in enumerate(examples):
-        question, answer = [*start, *questions[index]], answers[index]
-        if len(question) + len(answer) > max_length:
-            tail = _tail_length(tokenizer, heads[index])
-            budget = max(max_length // 2, max_length - len(question))
-            room = max_length - tail - min(len(answer), budget)
-            cut_answers += len(answer) > budget
-            cut_questions += len(question) - tail > room
-            question = question[:-tail][:room] + question[-tail:]
-            answer = answer[:budget]
-        if vocab_size is not None and max(*question, *answer) >= vocab_size:
-            unknown.add(index)
-        tokenised.append(Tokenised(tuple(question), tuple(answer), example.task))
-    return TokenisedCorpus(tuple(tokenised), cut_questions, cut_answers, frozenset(unknown))
+    for text, ids, answer in zip(heads, questions, answers, strict=True):
+        question = [*start, *ids]
+        if len(question) + len(answer) <= max_length:
+            yield _Cut(question, answer, question_cut=False, answer_cut=False)
+            continue
+        tail = _tail_length(tokenizer, text)
+        budget = max(max_length // 2, max_length - len(question))
+        room = max_length - tail - min(len(answer), budget)
+        yield _Cut(
+            question[:-tail][:room] + question[-tail:],
+            answer[:budget],
+            question_cut=len(question) - tail > room,
+            answer_cut=len(answer) > budget,
+        )
 
 
 def _answers(
@@ -138,4 +136,5 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
     """Token ids of each text, without special tokens."""
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return encoded["input_ids"]

@@ -17,7 +17,7 @@ from mops_fl.deploy.certificates import read_certificate
 from mops_fl.deploy.keys import read_private
 from mops_fl.errors import ConfigError, DataError
 from mops_fl.files import absolute
-from mops_fl.node.config import NodeConfig
+from mops_fl.node.node_config import NodeConfig
 
 _PATHS = ("data-path", "calibration-path", "prefix-store")
 

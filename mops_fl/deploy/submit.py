@@ -16,7 +16,7 @@ from mops_fl.flower.commands import Commands, read_log
 from mops_fl.flower.guard import Verdict, settle
 from mops_fl.flower.home import copy_app, toml
 from mops_fl.flower.launch import Outcome, Stopped, Watch, signals_raise
-from mops_fl.flower.verdict import facts_since, judge
+from mops_fl.flower.verdict import judge
 
 _SILENCE = "the server's process died without a word: superlink's output may say why"
 

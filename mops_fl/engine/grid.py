@@ -10,8 +10,8 @@ from flwr.serverapp import Grid
 
 from mops_fl.config import Config
 from mops_fl.engine.pool import Pool, Shard, Worker
-from mops_fl.training.tasks import Answer, Task
 from mops_fl.engine.watched import WatchedGrid
+from mops_fl.training.tasks import Answer, Task
 from mops_fl.wire.records import PARTITION
 
 _FIRST_NODE = 2

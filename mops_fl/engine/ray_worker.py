@@ -18,9 +18,9 @@ import mops_fl
 from mops_fl.config import Config
 from mops_fl.engine.pool import Shard
 from mops_fl.engine.slots import Slot, slots_of
-from mops_fl.training.tasks import Served
 from mops_fl.errors import RunError
 from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
+from mops_fl.training.tasks import Served
 
 _PATIENCE_SECONDS = 120.0
 """How long Flower may take to start Ray or to reach its cluster."""

@@ -9,9 +9,9 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
 from mops_fl.config import Config
-from mops_fl.training.tasks import Answer, NotStartedError, Served, Task, reason_of
 from mops_fl.engine.together import together
 from mops_fl.training import messages
+from mops_fl.training.tasks import Answer, NotStartedError, Served, Task, reason_of
 from mops_fl.training.trainer import Trainer
 
 

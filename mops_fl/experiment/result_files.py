@@ -28,6 +28,7 @@ _NUMBERS = (
     *("mops_fl/base", "mops_fl/compression", "mops_fl/data", "mops_fl/methods", "mops_fl/models"),
     *("mops_fl/training", "mops_fl/wire", "mops_fl/engine", "strategies", "partitions"),
     *("mops_fl/seeding.py", "mops_fl/metrics.py", "mops_fl/start.py", "mops_fl/server_app.py"),
+    "mops_fl/membership.py",
     *("mops_fl/client_app.py", "mops_fl/config.py", "mops_fl/compression_spec.py"),
     "mops_fl/run/folder.py",
 )

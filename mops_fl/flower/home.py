@@ -18,7 +18,7 @@ from pathlib import Path
 from mops_fl.activity import FOLDER_VARIABLE
 from mops_fl.config import Scalar
 from mops_fl.errors import RunError
-from mops_fl.files import absolute, cache_folder
+from mops_fl.files import SHARED_VARIABLE, absolute, cache_folder
 from mops_fl.flower.environment import OURS, passed_on, with_commands
 from mops_fl.machine import GPU_WORKERS_VARIABLE, WORKERS_VARIABLE
 from mops_fl.run.provenance import COMMIT_VARIABLE, commit
@@ -104,6 +104,11 @@ class Home:
         return self.folder / "activity"
 
     @property
+    def shared(self) -> Path:
+        """What one process makes for all of them; see `mops_fl.files.shared_folder`."""
+        return self.folder / "shared"
+
+    @property
     def app(self) -> Path:
         """The staged app."""
         return self.folder / "app"
@@ -153,6 +158,7 @@ class Home:
             "MOPS_FL_CACHE": str(cache_folder()),
             COMMIT_VARIABLE: commit(),
             FOLDER_VARIABLE: str(self.activity),
+            SHARED_VARIABLE: str(self.shared),
             "RAY_ADDRESS": resources.ray_address or "local",
             "RAY_TMPDIR": str(self.ray_folder),
             "OMP_NUM_THREADS": str(resources.cpus_per_client),

@@ -60,7 +60,9 @@ class PrefixStore(Protocol):
         ...
 
 
-def open_store(facts: Mapping[str, str | int], backbone: Backbone, size: float) -> PrefixStore:
+def open_store(
+    facts: Mapping[str, str | int], backbone: Backbone, size: float, root: Path | None = None
+) -> PrefixStore:
     """The store for one prefix, on disk or in the memory of a CUDA device.
 
     Args:
@@ -68,6 +70,7 @@ def open_store(facts: Mapping[str, str | int], backbone: Backbone, size: float) 
         backbone: what computes the states.
         size: 10⁹ bytes that it may take: on disk for all prefixes together; on a device at most
             half of the memory that is free now.
+        root: folder of all prefixes on disk; the cache's for None.
     """
     limit = int(size * 1e9)
     if backbone.device.type == "cuda":
@@ -76,7 +79,7 @@ def open_store(facts: Mapping[str, str | int], backbone: Backbone, size: float) 
     here = {**facts, **numerics(backbone), "format": _FORMAT}
     identity = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).digest()
     shape = (backbone.hidden_size, backbone.dtype)
-    return DiskStore(cache_folder() / "prefix", identity, *shape, limit)
+    return DiskStore(root or cache_folder() / "prefix", identity, *shape, limit)
 
 
 class MemoryStore:

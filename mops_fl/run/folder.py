@@ -7,6 +7,7 @@ checkpoint is there, and `RunFolder.reopen` drops the rows of later rounds.
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mops_fl.config import EARLIER
+from mops_fl.config import EARLIER, MENDABLE
 from mops_fl.errors import RunError
 from mops_fl.files import replacing, write_text
 from mops_fl.metrics import Tally
@@ -28,7 +29,10 @@ _STATE = "state/"
 Kind = type[int] | type[float] | type[str]
 
 COLUMNS: dict[str, dict[str, Kind]] = {
-    "rounds.csv": {"round": int, "task": str, "nll": float, "tokens": int, "perplexity": float},
+    "rounds.csv": {
+        **{"round": int, "task": str, "nll": float, "tokens": int},
+        **{"perplexity": float, "share": float},
+    },
     "train.csv": {
         **{"round": int, "clients": int, "failures": int, "steps": int, "nll": float},
         **{"tokens": int, "seconds": float, "bytes_up": int, "bytes_down": int},
@@ -57,6 +61,9 @@ COLUMNS: dict[str, dict[str, Kind]] = {
     "entropy.csv": {"round": int, "task": str, "entropy": float},
 }
 """The tables of a run folder, and what their cells hold."""
+
+LATER = {"rounds.csv": (math.nan,)}
+"""What stands for the last columns of a table that runs of earlier versions lack."""
 
 FACTS = ("method", "status", "config", "seed")
 """The keys of `run.json` that every reader may rely on."""
@@ -92,7 +99,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """Open a run to carry it on after its last whole round.
+        """Open a run to carry it on after its last whole round, with other `MENDABLE` values.
 
         Raises:
             RunError: there is no run that can be read, it is complete, or its configuration is
@@ -103,11 +110,12 @@ class RunFolder:
         if folder.facts["status"] == "completed":
             raise RunError(f"run-dir={str(path)!r} is complete: there is nothing to resume")
         for key, value in {**EARLIER, **folder.facts["config"]}.items():
-            if key not in ("resume", "run-dir") and config.get(key) != value:
+            if key not in ("resume", "run-dir", *MENDABLE) and config.get(key) != value:
                 raise RunError(
-                    f"{key}={config.get(key)!r} but the run in {path} has {value!r}: "
-                    "a run is resumed with its own configuration"
+                    f"{key}={config.get(key)!r} but the run in {path} has {value!r}: a run is "
+                    f"resumed with its own configuration, but for {', '.join(MENDABLE)}"
                 )
+        folder.facts["config"] |= {key: config[key] for key in MENDABLE if key in config}
         folder.facts.setdefault("id", uuid4().hex)
         folder._drop_after(folder.last_round())
         folder.update(status="running", error=None, finished=None)
@@ -147,6 +155,20 @@ class RunFolder:
     def tasks(self) -> list[str]:
         """Task names in the order of partition.csv, which is that of the experts."""
         return list(dict.fromkeys(str(row[1]) for row in self._rows.get("partition.csv", [])))
+
+    def held_out(self) -> dict[int, dict[str, int]]:
+        """Held-out rows of each task, by the partition id of each client of partition.csv."""
+        found: dict[int, dict[str, int]] = {}
+        for partition, task, _, rows in self._rows.get("partition.csv", []):
+            found.setdefault(partition, {})[task] = rows
+        return found
+
+    def evaluated_tokens(self) -> dict[int, dict[str, int]]:
+        """Held-out answer tokens of each task, by the partition id of who was ever evaluated."""
+        found: dict[int, dict[str, int]] = {}
+        for _, partition, task, _, tokens in self._rows.get("evaluation.csv", []):
+            found.setdefault(partition, {})[task] = tokens
+        return found
 
     def last_trained(self) -> dict[int, int]:
         """The last round in which each client trained, by partition id."""
@@ -198,7 +220,7 @@ class RunFolder:
         for name, columns in COLUMNS.items():
             if not (self.path / name).is_file():
                 continue
-            rows: list[Sequence[Any]] = [*read_table(self.path / name, columns)]
+            rows: list[Sequence[Any]] = [*read_run_table(self.path / name)]
             whole = [row for row in rows if (row[0] if "round" in columns else 0) <= last]
             self._rows[name] = rows
             if len(whole) < len(rows):
@@ -242,8 +264,28 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_table(path: Path, columns: Mapping[str, Kind]) -> list[tuple[Any, ...]]:
+def read_run_table(path: Path) -> list[tuple[Any, ...]]:
+    """The rows of one of the tables in `COLUMNS`.
+
+    Raises:
+        RunError: as `read_table`.
+    """
+    return completed(path.name, read_table(path, COLUMNS[path.name], len(LATER.get(path.name, ()))))
+
+
+def completed(name: str, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The rows of a table, with `LATER` for the cells that an earlier version did not write."""
+    width = len(COLUMNS[name])
+    return [row if len(row) == width else (*row, *LATER[name]) for row in rows]
+
+
+def read_table(path: Path, columns: Mapping[str, Kind], later: int = 0) -> list[tuple[Any, ...]]:
     """The rows of a CSV file, each cell of its column's type; text is taken as it stands.
+
+    Args:
+        path: the file.
+        columns: names and types.
+        later: how many of the last columns may be missing, all together.
 
     Raises:
         RunError: the file is missing or malformed, or its columns are others.
@@ -256,11 +298,12 @@ def read_table(path: Path, columns: Mapping[str, Kind]) -> list[tuple[Any, ...]]
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"cannot read {path}: {error}") from error
     header, *rows = lines or [[]]
-    if header != [*columns]:
+    if header not in ([*columns], [*columns][: len(columns) - later]):
         raise RunError(
             f"{path} has the columns {', '.join(header) or 'none'}; expected {', '.join(columns)}"
         )
-    return [_typed(path, columns, row) for row in rows]
+    kinds = {name: columns[name] for name in header}
+    return [_typed(path, kinds, row) for row in rows]
 
 
 def _typed(path: Path, columns: Mapping[str, Kind], row: Sequence[str]) -> tuple[Any, ...]:

@@ -193,6 +193,9 @@ def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) ->
             markevery=max(1, len(series) // 25),
             **look,
         )
+        if len(partial := series[series.index.isin(group.shares(task).index)]):
+            shape = {"marker": look["marker"], "edgecolors": look["color"], "facecolors": "white"}
+            panel.scatter(partial.index, partial, s=25, zorder=3, **shape)
         if len(group.runs) > 1:
             sd = curves.apply(deviation, axis=1)
             # no perplexity is below one
@@ -222,6 +225,8 @@ def _what_is_drawn(groups: Sequence[Replicates]) -> str:
     if parts and len(held_out) == 1:
         ((clients, rows),) = held_out
         parts.append(f"{rows:,} held-out rows of {clients:,} clients")
+    if any(len(group.shares()) for group in groups):
+        parts.append("hollow: not on all held-out rows")
     return "; ".join(parts)
 
 

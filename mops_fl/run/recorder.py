@@ -1,5 +1,6 @@
 """Turns what a strategy and a Grid report into the run folder's files."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from mops_fl.config import Config
 from mops_fl.metrics import TOTAL, GateSum, Tallies, Tally, total
 from mops_fl.run.folder import RunFolder
+from mops_fl.run.missing import missing_tokens
 from mops_fl.wire.records import Tensors
 from mops_fl.wire.requests import EVALUATE, PERSONALISE, TRAIN
 from mops_fl.wire.rounds import EvaluateRound, TrainRound
@@ -53,6 +55,7 @@ class Recorder:
             *(round(seconds, 3), result.bytes_up, result.bytes_down),
         )
         self._folder.add_rows("train.csv", [row])
+        self._keep_failures("train_failures", result.server_round, result.failures)
         drift = [
             (result.server_round, expert, own.cosine, own.update_cosine)
             for expert, own in enumerate(result.drift)
@@ -86,23 +89,40 @@ class Recorder:
         self._folder.add_rows("evaluation.csv", self._by_client(result, result.clients))
         if any(result.validation.values()):
             self._folder.add_rows("validation.csv", self._by_client(result, result.validation))
+        missing = self._missing(result)
+        lacks = sum(tokens for task, tokens in missing.items() if task not in unseen)
+        each = [(task, result.tallies[task], missing.get(task, 0)) for task in tasks]
         self._folder.add_rows(
             "rounds.csv",
             (
-                (result.server_round, task, tally.nll, tally.tokens, tally.perplexity)
-                for task, tally in [(TOTAL, overall), *((t, result.tallies[t]) for t in tasks)]
+                (
+                    *(result.server_round, task, tally.nll, tally.tokens, tally.perplexity),
+                    tally.tokens / ((tally.tokens + absent) or math.nan),
+                )
+                for task, tally, absent in [(TOTAL, overall, lacks), *each]
             ),
         )
         if result.gate:
             self._write_gate(result.server_round, {t: result.gate[t] for t in tasks})
-        if result.failures:
-            missing = self._folder.facts.setdefault("evaluation_failures", {})
-            missing[str(result.server_round)] = {str(p): w for p, w in result.failures.items()}
+        self._keep_failures("evaluation_failures", result.server_round, result.failures)
+
+    def _keep_failures(self, key: str, server_round: int, failures: Mapping[int, str]) -> None:
+        """Note why clients gave no valid reply, for the next time that run.json is written."""
+        if failures:
+            noted = self._folder.facts.setdefault(key, {})
+            noted[str(server_round)] = {str(p): reason for p, reason in failures.items()}
 
     def on_personalise(self, result: EvaluateRound) -> None:
         """Write what clients reach by steps of their own."""
         self._end_phase()
         self._folder.set_rows("personal.csv", self._by_client(result, result.clients))
+
+    def _missing(self, result: EvaluateRound) -> Mapping[str, float]:
+        """Answer tokens of each task of the clients whose losses the totals lack."""
+        unseen = self._folder.facts.get("unseen_clients", [])
+        rows = {p: own for p, own in self._folder.held_out().items() if p not in unseen}
+        tokens = self._folder.evaluated_tokens()
+        return missing_tokens([*result.clients], rows, tokens, self._config.data.eval_samples)
 
     def _by_client(
         self, result: EvaluateRound, clients: Mapping[int, Tallies]

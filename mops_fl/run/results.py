@@ -12,7 +12,7 @@ import pandas as pd
 from mops_fl.config import EARLIER, defaults
 from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
-from mops_fl.run.folder import COLUMNS, read_facts, read_table
+from mops_fl.run.folder import COLUMNS, completed, read_facts, read_run_table
 from mops_fl.run.spread import Spread, client_losses, deviation, perplexity
 
 MEASURES = (
@@ -244,9 +244,20 @@ class Run:
 
     def perplexity(self, task: str | None = None) -> pd.Series:
         """Perplexity per round of one task, or of all together; rounds are the index."""
+        return self._curve("perplexity", task)
+
+    def share(self, task: str | None = None) -> pd.Series:
+        """Share of the held-out answer tokens behind each round's perplexity.
+
+        1 where all clients that the run began with were evaluated; NaN in a folder of an older
+        version.
+        """
+        return self._curve("share", task)
+
+    def _curve(self, column: str, task: str | None) -> pd.Series:
         total = self._is_total(self.rounds)
         wanted = total if task is None else ~total & (self.rounds["task"] == task)
-        return self.rounds[wanted].set_index("round")["perplexity"].sort_index()
+        return self.rounds[wanted].set_index("round")[column].sort_index()
 
     @property
     def tasks(self) -> list[str]:
@@ -289,10 +300,10 @@ class Run:
             RunError: it is missing or malformed.
         """
         if self.tables is None:
-            return read_table(self.folder / name, COLUMNS[name])
+            return read_run_table(self.folder / name)
         if name not in self.tables:
             raise RunError(f"{self.folder} has no {name}")
-        return self.tables[name]
+        return completed(name, self.tables[name])
 
 
 @dataclass(frozen=True)
@@ -347,6 +358,11 @@ class Replicates:
     def curves(self, task: str | None = None) -> pd.DataFrame:
         """Perplexity per round that all runs evaluated, a column for each run."""
         return _aligned(run.perplexity(task) for run in self.runs)
+
+    def shares(self, task: str | None = None) -> pd.Series:
+        """`Run.share` per round where it is below 1, the least of all runs."""
+        least = pd.concat([run.share(task) for run in self.runs]).groupby(level=0).min()
+        return least[least < 1]
 
     def validation_curves(self) -> pd.DataFrame:
         """The same on the rows held back for choosing."""

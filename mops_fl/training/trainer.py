@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from mops_fl.data import (
     holding,
     load_corpus,
     load_server_data,
+    made_by_one,
     malicious_partitions,
     tokenise,
     unseen_partitions,
@@ -59,20 +61,34 @@ class HeldOut:
 class Trainer:
     """The backbone, the data and the forward pass of one configuration in one process."""
 
-    def __init__(self, config: Config, *, own_data: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        own_data: bool = False,
+        least_rows: int = 0,
+        states: Path | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
         """Nothing is loaded before it is asked for.
 
         Args:
             config: the run.
             own_data: the corpus is this client's alone, not one that is partitioned over all.
+            least_rows: of own data, tasks with fewer rows are left out.
+            states: folder of the states at L_int; None for the cache's.
+            backbone: that of another trainer with the same `config.backbone`; None to load it.
         """
         if own_data and config.training == "centralised":
             raise ConfigError(
                 "training=centralised where clients have data of their own: they stay with the "
                 "clients; use training=federated or training=local"
             )
-        self.config, self._own_data = config, own_data
+        self.config, self._own_data, self._least_rows = config, own_data, least_rows
+        self._states = states
         self._mixtures: dict[str, Mixture] = {}
+        if backbone is not None:
+            vars(self)["backbone"] = backbone
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -100,12 +116,19 @@ class Trainer:
         """All examples that this process can see."""
         config = self.config
         owner_column = "" if self._own_data else config.partition.partition_column
-        return load_corpus(config.data, config.seed, owner_column, own_data=self._own_data)
+        return load_corpus(
+            config.data,
+            config.seed,
+            owner_column,
+            own_data=self._own_data,
+            least_rows=self._least_rows,
+        )
 
     @cached_property
     def tokenised(self) -> TokenisedCorpus:
         """The corpus as token ids."""
-        return self._tokenise(self.corpus)
+        with doing(f"tokens of {len(self.corpus.examples):,} rows"):
+            return made_by_one(self.corpus.digest, lambda: self._tokenise(self.corpus))
 
     def _tokenise(self, corpus: Corpus) -> TokenisedCorpus:
         tokenizer = load_tokenizer(self.config.backbone)
@@ -209,7 +232,8 @@ class Trainer:
         config = self.config
         if not config.prefix_store_gb:
             return None
-        return open_store({**self._weights(), **prefix}, self.backbone, config.prefix_store_gb)
+        facts = {**self._weights(), **prefix}
+        return open_store(facts, self.backbone, config.prefix_store_gb, self._states)
 
     def take_warnings(self) -> list[str]:
         """What the user should know since the last call."""

@@ -12,7 +12,16 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from mops_fl.metrics import LARGEST_LOSS, GateSum, Tally
-from mops_fl.wire.parsing import Fault, Fields, MalformedError, parse, read_tensors, records, shown
+from mops_fl.wire.parsing import (
+    LARGEST_COUNT,
+    Fault,
+    Fields,
+    MalformedError,
+    parse,
+    read_tensors,
+    records,
+    shown,
+)
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
@@ -114,20 +123,23 @@ class Description:
         """As it arrived.
 
         Raises:
-            MalformedError: it is not as `content` makes it, or the client holds too few rows: none
-                to train on, or none held out of a share of what is divided among all.
+            MalformedError: it is not as `content` makes it; the client holds too few rows: none to
+                train on, or none held out of a share of what is divided among all; or it is to have
+                a share of common rows that are divided among fewer.
         """
         (record,) = records(content, (CONFIG, ConfigRecord))
         fields = Fields(record)
         tasks, reasons = fields.texts("tasks"), fields.texts("skipped-reasons")
+        own_data = fields.truth("own-data")
+        most = LARGEST_COUNT if own_data else num_clients - 1
         found = cls(
-            partition=fields.whole(PARTITION, 0, num_clients - 1),
+            partition=fields.whole(PARTITION, 0, most),
             tasks=tasks,
             train=fields.wholes("train", len(tasks), 0),
             test=fields.wholes("test", len(tasks), 0),
             validation=fields.wholes("validation", len(tasks), 0),
             unseen_tasks=fields.whole("unseen-tasks", 0, len(tasks)),
-            own_data=fields.truth("own-data"),
+            own_data=own_data,
             sizes=ModelSizes(*(fields.whole(name, 1) for name in ModelSizes.names())),
             injection_layer=fields.whole("injection-layer", 0),
             model_digest=fields.text("model-digest", _HEX),

@@ -30,11 +30,14 @@ class Assignment:
     """The round, from 1; 0 before training."""
     last_trained: int
     """The last round in which this client trained and was averaged; 0 for never."""
+    clients: int
+    """How many clients are asked the same."""
 
     def record(self) -> ConfigRecord:
         """As it travels."""
         record = ConfigRecord({"run": self.run})
         record["server-round"], record["last-trained"] = self.server_round, self.last_trained
+        record["clients"] = self.clients
         return record
 
     @classmethod
@@ -47,7 +50,8 @@ class Assignment:
         fields = Fields(record)
         current = fields.whole("server-round", 0)
         last = fields.whole("last-trained", 0, current)
-        found = cls(fields.text("run", r"[0-9a-f]{32}"), current, last)
+        run, clients = fields.text("run", r"[0-9a-f]{32}"), fields.whole("clients", 1)
+        found = cls(run, current, last, clients)
         fields.done()
         return found
 

@@ -219,7 +219,7 @@ def test_bad_config_file(tmp_path, text, message):
         (["simulate", "--clients", "5"], "active-clients=10 is more than num-clients=5"),
         (["simulate", "--name", "a/b"], "without slashes"),
         (["simulate", "--resume", "missing"], "no such folder"),
-        (["simulate", "--resume", "x", "-c", "seed=1"], "give no other values"),
+        (["simulate", "--resume", "x", "-c", "seed=1"], "so seed cannot be given"),
         (["simulate", "-c", "num-samples=1500", "--clients", "1000"], "at least 10000 are needed"),
         (["simulate", "-c", "model=./missing"], "model='./missing'"),
         (["simulate", "-c", "dataset=jsonl", "-c", "data-path=none.jsonl"], "none.jsonl"),
@@ -281,6 +281,26 @@ def test_show(run, tmp_path):
         assert text in out
 
 
+def test_show_marks_rounds_on_fewer_tokens(run, tmp_path):
+    folder = write_run(tmp_path / "one", rounds=1)
+    _, out, _ = run("show", "one")
+    assert "in brackets: share of the held-out tokens" not in out
+    said = [
+        (0, "all", 77.0, 1.0),
+        (0, "a", 77.0, 1.0),
+        (1, "all", 55.0, 0.999),
+        (1, "a", 55.0, 0.5),
+    ]
+    rows = [(number, task, 1.0, 1, value, share) for number, task, value, share in said]
+    write_table(folder / "rounds.csv", rows)
+    _, out, _ = run("show", "one")
+    assert out.count("in brackets: share of the held-out tokens") == 2
+    lines = [line.split() for line in out.splitlines()]
+    assert ["a", "77.00", "55.00", "(50", "%)"] in lines
+    assert ["1", "55.00", "(99", "%)"] in lines
+    assert ["0", "77.00"] in lines
+
+
 def test_show_takes_every_label_as_it_stands(run, tmp_path):
     write_run(tmp_path / "[b]one", tasks=LABELS)
     code, out, err = run("show", "[b]one")
@@ -298,8 +318,9 @@ def test_show_a_run_without_a_gate_whose_tasks_look_like_nothing(run, tmp_path):
 
 
 def test_show_leaves_blank_what_was_not_evaluated(run, tmp_path):
-    rows = [(0, "all", 1.0, 1, 77.0), (0, "b", 1.0, 1, 66.0), (4, "all", 1.0, 1, 55.0)]
-    write_table(write_run(tmp_path / "one") / "rounds.csv", [*rows, (4, "a", 1.0, 1, 44.0)])
+    said = [(0, "all", 77.0), (0, "b", 66.0), (4, "all", 55.0), (4, "a", 44.0)]
+    rows = [(number, task, 1.0, 1, value, 1.0) for number, task, value in said]
+    write_table(write_run(tmp_path / "one") / "rounds.csv", rows)
     _, out, _ = run("show", "one")
     lines = [line.split() for line in out.splitlines()]
     assert ["b", "66.00"] in lines
@@ -337,7 +358,7 @@ def executed(monkeypatch, command: str) -> list:
     return checked
 
 
-@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_table", "mops_fl.run.plots.save"])
+@pytest.mark.parametrize("fault", ["mops_fl.run.results.read_run_table", "mops_fl.run.plots.save"])
 def test_what_is_told_of_completed_runs_never_makes_them_failed(run, monkeypatch, tmp_path, fault):
     executed(monkeypatch, "compare")
     monkeypatch.setattr(fault, broken)
@@ -356,7 +377,7 @@ def test_a_completed_run_without_its_figure_is_completed(run, monkeypatch, tmp_p
     assert f"{tmp_path / 'runs' / 'one'}\n" in out
     assert "500.00 before training" in out
     assert "mops-fl: completed, but it has no figure" in err
-    monkeypatch.setattr("mops_fl.run.results.read_table", broken)
+    monkeypatch.setattr("mops_fl.run.results.read_run_table", broken)
     code, out, err = run("simulate", "--name", "two")
     assert code == 0
     assert f"{tmp_path / 'runs' / 'two'}\n" in out
@@ -507,6 +528,9 @@ def test_a_failed_run_can_be_carried_on_and_a_completed_one_not(tmp_path):
         resumed(folder)
     (folder / "run.json").write_text(json.dumps({**facts, "status": "failed"}))
     assert resumed(folder).resume
+    changed = resumed(folder, ["min-reply-fraction=0.3", "round-timeout=60"])
+    assert changed.federation.min_reply_fraction == 0.3
+    assert changed.federation.round_timeout == 60.0
 
 
 def test_plot(run, tmp_path):

@@ -20,7 +20,7 @@ from mops_fl.wire.requests import Assignment
 
 HIDDEN = 32
 RUN = "0" * 32
-ASSIGNMENT = Assignment(RUN, 1, 0)
+ASSIGNMENT = Assignment(RUN, 1, 0, 2)
 FLAT = {
     "experts": 3,
     "prompts-per-expert": 2,

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tasks import assert_close, configured, task, tensors_of, values
 
-from mops_fl.training.tasks import NotStartedError
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import DataError
 from mops_fl.metrics import total
 from mops_fl.models.backbone import load_backbone
 from mops_fl.models.mixture import Mixture
 from mops_fl.training import messages
+from mops_fl.training.tasks import NotStartedError
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import CONFIG, PRETRAINED, PROMPTS
 from mops_fl.wire.requests import TRAIN

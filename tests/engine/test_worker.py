@@ -81,7 +81,7 @@ def test_an_evaluated_cohort_replies_as_its_clients_alone(tiny_llama, own_gates)
                     "local-gate-round": ConfigRecord({"server-round": 1}),
                 }
             ),
-            assignment=Assignment(RUN, 1, 1),
+            assignment=Assignment(RUN, 1, 1, 2),
         )
         for partition in range(6)
     ]
@@ -116,17 +116,17 @@ def test_a_local_gate_is_kept_for_the_next_round_and_for_a_resumed_run(tiny_llam
         context = Context(1, 1, {}, answer.state, {})
         for state in (answer.state, RecordDict()):
             context = Context(1, 1, {}, state, {})
-            found = local_gate.kept(context, partition, Assignment(RUN, 5, 1))
+            found = local_gate.kept(context, partition, Assignment(RUN, 5, 1, 2))
             assert all((found[name] == kept[name]).all() for name in GATE)
     with pytest.raises(RunError, match="client 0 trained its gate in round 4, and it is not"):
-        local_gate.kept(context, 0, Assignment(RUN, 5, 4))
+        local_gate.kept(context, 0, Assignment(RUN, 5, 4, 2))
 
 
 def test_only_gates_that_may_be_wanted_are_kept(tiny_llama):
     gate = {name: value for name, value in values(configured(tiny_llama)).items() if name in GATE}
     context = Context(1, 1, {}, RecordDict(), {})
     for current, last in ((1, 0), (2, 1), (4, 2), (1000, 2), (1002, 1000)):
-        local_gate.keep(gate, context, 7, Assignment("1" * 32, current, last))
+        local_gate.keep(gate, context, 7, Assignment("1" * 32, current, last, 2))
     folder = cache_folder() / "gates" / ("1" * 32) / "0007"
     assert {file.name for file in folder.iterdir()} == {
         "round-1000.safetensors",

@@ -10,14 +10,14 @@ from mops_fl.config import EARLIER, Config
 from mops_fl.errors import RunError
 from mops_fl.files import made_once, replacing, write_text
 from mops_fl.metrics import GateSum, Tally
-from mops_fl.run.folder import RunFolder
+from mops_fl.run.folder import RunFolder, read_run_table
 from mops_fl.run.recorder import Recorder
 from mops_fl.wire.rounds import EvaluateRound, TrainRound, TrainRow
 
 FLAT = {"num-server-rounds": 4, "eval-every": 2}
 
 
-PARTITION = [(0, "b", 1, 1), (0, "a", 1, 1)]
+PARTITION = [(3, "b", 1, 1), (3, "a", 1, 1)]
 
 
 def create(path: Path, partition=PARTITION) -> tuple[RunFolder, Recorder]:
@@ -57,7 +57,7 @@ def test_a_whole_run_is_written(tmp_path):
     recorder.finish(status="completed")
     read = lambda name: (folder.path / name).read_text()  # noqa: E731
     assert read("rounds.csv").startswith(
-        "round,task,nll,tokens,perplexity\n0,all,4.0,2,7.38905609893065\n0,b,3.0,1,20.0855"
+        "round,task,nll,tokens,perplexity,share\n0,all,4.0,2,7.38905609893065,1.0\n0,b,3.0,1,20.08"
     )
     assert "2,a,1,0.75\n" in read("gate.csv")
     assert read("train.csv").splitlines()[1].startswith("1,1,1,5,5.0,2,")
@@ -242,3 +242,70 @@ def test_a_run_of_an_earlier_version_goes_on_with_what_it_ran_with(tmp_path):
     with pytest.raises(RunError, match=r"pretrain-data='server' but the run in .* has 'pooled'"):
         RunFolder.reopen(tmp_path / "run", {"seed": 0, "pretrain-data": "server"})
     RunFolder.reopen(tmp_path / "run", {"seed": 0, **EARLIER})
+
+
+def test_a_resumed_run_may_have_other_patience_and_nothing_else(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    play(recorder, range(2))
+    changed = {"min-reply-fraction": 0.25, "min-evaluate-fraction": 0.5, "round-timeout": 9.0}
+    config = Config.from_flat({**FLAT, **changed}).flat()
+    facts = RunFolder.reopen(folder.path, config).facts["config"]
+    assert {key: facts[key] for key in changed} == changed
+    written = json.loads((folder.path / "run.json").read_text())["config"]
+    assert written == facts
+    with pytest.raises(RunError, match="but for min-reply-fraction, min-evaluate-fraction"):
+        RunFolder.reopen(folder.path, {**config, "eval-every": 1})
+
+
+def test_a_run_of_a_version_without_shares_is_carried_on(tmp_path):
+    folder, recorder = create(tmp_path / "run")
+    play(recorder, range(3))
+    table = folder.path / "rounds.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    config = Config.from_flat(FLAT)
+    reopened = RunFolder.reopen(folder.path, config.flat())
+    play(Recorder(config, reopened, 2), [3, 4])
+    shares = [row[-1] for row in read_run_table(table)]
+    assert np.isnan(shares[:6]).all()
+    assert shares[6:] == [1.0] * 3
+
+
+class TestShare:
+    def evaluate(self, recorder, current, clients):
+        tallies = {}
+        for own in clients.values():
+            for task, tally in own.items():
+                tallies[task] = tallies.get(task, Tally()) + tally
+        recorder.on_evaluate(EvaluateRound(current, tallies, {}, clients, {}, {}, 0))
+
+    def shares(self, folder, current):
+        table = read_run_table(folder.path / "rounds.csv")
+        return {row[1]: row[-1] for row in table if row[0] == current}
+
+    def test_it_is_of_the_tokens_of_all_that_hold_rows(self, tmp_path):
+        held = [(0, "a", 9, 2), (0, "b", 9, 0), (1, "a", 9, 1), (1, "b", 9, 3), (2, "a", 9, 4)]
+        folder, recorder = create(tmp_path / "run", held)
+        folder.update(unseen_clients=[2])
+        zero, one = {"a": Tally(1.0, 20)}, {"a": Tally(1.0, 5), "b": Tally(1.0, 35)}
+        self.evaluate(recorder, 0, {0: zero})
+        # client 1 was never evaluated: as many tokens a row as client 0 has
+        assert self.shares(folder, 0) == {"all": 20 / 60, "a": 20 / 30}
+        self.evaluate(recorder, 1, {0: zero, 1: one})
+        assert self.shares(folder, 1) == {"all": 1.0, "a": 1.0, "b": 1.0}
+        self.evaluate(recorder, 2, {1: one})
+        assert self.shares(folder, 2) == {"all": 40 / 60, "a": 5 / 25, "b": 1.0}
+
+    def test_rows_that_are_not_asked_for_do_not_count(self, tmp_path):
+        config = Config.from_flat({**FLAT, "eval-samples": 2})
+        facts = {"config": config.flat(), "method": "mops", "seed": 0}
+        folder = RunFolder.create(tmp_path / "run", facts)
+        folder.add_rows("partition.csv", [(0, "a", 9, 2), (1, "a", 9, 20)])
+        self.evaluate(Recorder(config, folder, -1), 0, {0: {"a": Tally(1.0, 10)}})
+        assert self.shares(folder, 0)["all"] == 0.5
+
+    def test_unseen_tasks_are_no_part_of_it(self, tmp_path):
+        folder, recorder = create(tmp_path / "run", [(0, "a", 9, 1), (1, "u", 0, 1)])
+        folder.update(unseen_tasks=["u"])
+        self.evaluate(recorder, 0, {0: {"a": Tally(1.0, 10)}})
+        assert self.shares(folder, 0)["all"] == 1.0

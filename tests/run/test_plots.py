@@ -35,7 +35,7 @@ def test_more_runs_than_colours(tmp_path):
 def test_infinite_perplexity_leaves_a_gap(tmp_path):
     run = write_run(tmp_path / "run")
     text = (run / "rounds.csv").read_text().splitlines()
-    text[1] = "0,all,90000.0,100,inf"
+    text[1] = "0,all,90000.0,100,inf,1.0"
     (run / "rounds.csv").write_text("\n".join(text) + "\n")
     perplexity_figure([run], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").is_file()
@@ -158,7 +158,7 @@ def test_no_band_goes_below_a_perplexity_of_one(tmp_path, monkeypatch):
 def test_an_infinite_perplexity_of_one_seed_leaves_a_gap(tmp_path):
     group = seeds(tmp_path / "x", [20, 30])
     text = (group.runs[0].folder / "rounds.csv").read_text().splitlines()
-    text[1] = "0,all,90000.0,100,inf"
+    text[1] = "0,all,90000.0,100,inf,1.0"
     (group.runs[0].folder / "rounds.csv").write_text("\n".join(text) + "\n")
     replicates_figure([group], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").is_file()
@@ -175,3 +175,20 @@ def test_the_eighth_curve_is_not_the_first(tmp_path, monkeypatch):
         if line.get_linestyle() != "None"
     }
     assert len(styles) == 9
+
+
+def test_rounds_on_fewer_tokens_are_hollow(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mops_fl.run.plots.save", lambda figure, _: shown.append(figure))
+    run = write_run(tmp_path / "run")
+    text = (run / "rounds.csv").read_text().splitlines()
+    text[4] = text[4].removesuffix("1.0") + "0.9"
+    assert text[4].startswith("1,all,")
+    perplexity_figure([run], tmp_path / "figure.png")
+    (run / "rounds.csv").write_text("\n".join(text) + "\n")
+    perplexity_figure([run], tmp_path / "figure.png")
+    whole, partial = (figure.axes[0].collections for figure in shown)
+    assert len(partial) == len(whole) + 1
+    assert partial[-1].get_offsets()[:, 0].tolist() == [1]
+    captions = ["hollow: not on all held-out rows" in f.get_supxlabel() for f in shown]
+    assert captions == [False, True]

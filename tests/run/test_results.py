@@ -27,8 +27,8 @@ def test_a_run_is_read(tmp_path):
 def test_infinite_perplexity_is_read(tmp_path):
     folder = write_run(tmp_path / "one")
     text = (folder / "rounds.csv").read_text().splitlines()
-    text[1] = "0,all,90000.0,100,inf"
-    text[2] = "0,sort,0.0,0,nan"
+    text[1] = "0,all,90000.0,100,inf,1.0"
+    text[2] = "0,sort,0.0,0,nan,1.0"
     (folder / "rounds.csv").write_text("\n".join(text) + "\n")
     run = Run.read(folder)
     assert run.perplexity().iloc[0] == math.inf
@@ -53,7 +53,7 @@ def test_labels_that_are_all_numbers_or_all_missing(tmp_path):
 
 def test_a_task_called_all_is_not_the_total(tmp_path):
     folder = write_run(tmp_path / "one", rounds=0)
-    rows = [(0, "all", 4.0, 2, 7.4), (0, "all", 1.0, 1, 2.7), (0, "b", 3.0, 1, 20.1)]
+    rows = [(0, "all", 4.0, 2, 7.4, 1.0), (0, "all", 1.0, 1, 2.7, 1.0), (0, "b", 3.0, 1, 20.1, 1.0)]
     write_table(folder / "rounds.csv", rows)
     run = Run.read(folder)
     assert run.tasks == ["all", "b"]
@@ -281,3 +281,26 @@ def test_seeds_meet_in_the_rounds_that_all_evaluated(tmp_path):
     assert list(curves.mean(axis=1)) == pytest.approx(
         [(runs[0].perplexity()[n] + runs[1].perplexity()[n]) / 2 for n in range(3)]
     )
+
+
+def test_a_round_on_fewer_tokens_says_so(tmp_path):
+    folder = write_run(tmp_path / "one", rounds=2)
+    rows = [(n, t, 4.0, 2, 7.4, 0.5 if n == 1 else 1.0) for n in range(3) for t in ("all", "b")]
+    write_table(folder / "rounds.csv", rows)
+    run = Run.read(folder)
+    assert run.share().tolist() == [1.0, 0.5, 1.0]
+    assert run.share("b")[1] == 0.5
+    whole = Run.read(write_run(tmp_path / "two", rounds=2, config={"seed": 1}))
+    assert Replicates("x", (whole, run)).shares().to_dict() == {1: 0.5}
+
+
+def test_a_folder_of_a_version_without_shares_is_read(tmp_path):
+    folder = write_run(tmp_path / "one")
+    lines = (folder / "rounds.csv").read_text().splitlines()
+    (folder / "rounds.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    run = Run.read(folder)
+    assert run.perplexity().iloc[0] == pytest.approx(500)
+    assert run.share().isna().all()
+    assert Replicates("x", (run,)).shares().empty
+    tables = {"rounds.csv": [row[:5] for row in run.rows("rounds.csv")]}
+    assert Run(folder, run.facts, tables).share().isna().all()

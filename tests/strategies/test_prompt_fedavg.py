@@ -27,7 +27,15 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import Description, Evaluated, Trained
-from strategies import Centralised, Client, Local, PromptFedAvg, admit, sample_partitions
+from strategies import (
+    Centralised,
+    Client,
+    Local,
+    PromptFedAvg,
+    Roster,
+    admit,
+    sample_partitions,
+)
 from strategies.averaging import weighted_mean
 
 SIZES = sizes(3)
@@ -98,9 +106,17 @@ def trained(partition: int, prompts, **changes) -> RecordDict:
     return Trained(**{"tensors": tensors, **facts, **changes}).content()
 
 
-def strategy(method="fedprompt", first_round=0, last_trained=None, cls=PromptFedAvg, **changes):
+def strategy(
+    method="fedprompt",
+    first_round=0,
+    last_trained=None,
+    cls=PromptFedAvg,
+    clients=CLIENTS,
+    **changes,
+):
     config = Config.from_flat({**FLAT, "method": method, **changes})
-    return cls(config, RUN, CLIENTS, ArrayRecord(), Watcher(), first_round, last_trained)
+    roster = Roster(clients)
+    return cls(config, RUN, roster, ArrayRecord(), Watcher(), first_round, last_trained)
 
 
 def sent(messages) -> dict[int, Message]:
@@ -343,17 +359,18 @@ class TestAlone:
         assert (from_array_record(asked[7].content[ARRAYS])[PROMPTS] == 8).all()
 
     def test_a_client_that_was_not_there_at_the_start_has_no_tensors(self):
-        made = strategy(cls=Local)
-        arrays = self.start(made)
-        made.clients[10] = Client(9, dataclasses.replace(description(9), partition=10))
+        arrays = self.start(strategy(cls=Local))
+        other = Client(9, dataclasses.replace(description(9), partition=10))
+        made = strategy(cls=Local, clients={**CLIENTS, 10: other})
         with pytest.raises(RunError, match="client 10 was not there when the run began"):
             made.configure_evaluate(4, arrays, ConfigRecord(), None)
 
     def test_unseen_tasks_are_in_no_total(self):
-        made = strategy("mops", **{"eval-every": 1})
-        for partition, client in made.clients.items():
-            own = dataclasses.replace(client.description, unseen_tasks=1)
-            made.clients[partition] = dataclasses.replace(client, description=own)
+        clients = {
+            p: dataclasses.replace(c, description=description(p, unseen_tasks=1))
+            for p, c in CLIENTS.items()
+        }
+        made = strategy("mops", clients=clients, **{"eval-every": 1})
         assert made.unseen_tasks == ["odd"]
         asked = evaluate(made)
         metrics = made.aggregate_evaluate(1, [reply(asked[p], evaluated(p)) for p in asked])
@@ -452,21 +469,19 @@ class TestAdmission:
 
 
 def test_a_client_that_is_not_there_is_never_asked():
-    made = strategy()
-    made.clients = {p: c for p, c in CLIENTS.items() if p not in (2, 5)}
+    made = strategy(clients={p: c for p, c in CLIENTS.items() if p not in (2, 5)})
     asked = {p for r in range(1, 5) for p in configure(made, r)}
     assert not asked & {2, 5}
-    few = strategy()
-    few.clients = {p: CLIENTS[p] for p in (1, 8)}
+    few = strategy(clients={p: CLIENTS[p] for p in (1, 8)})
     assert sorted(configure(few)) == [1, 8]
 
 
 def test_weights_are_what_clients_described_before_round_one():
-    made = strategy()
-    made.clients = {
+    clients = {
         p: dataclasses.replace(c, description=description(p, train=(1, 1)))
         for p, c in CLIENTS.items()
     }
+    made = strategy(clients=clients)
     asked = configure(made)
     replies = [reply(asked[p], trained(p, np.full((2, 3), p), examples=2)) for p in asked]
     arrays, _ = made.aggregate_train(1, replies)

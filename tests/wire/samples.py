@@ -68,7 +68,7 @@ def round_content(frozen=(GATE_HIDDEN, GATE_OUTPUT, PRETRAINED)) -> RecordDict:
     from mops_fl.wire.records import ARRAYS, CONFIG, FROZEN, to_array_record
 
     values = tensors(ALL_SHAPES)
-    content = RecordDict({CONFIG: Assignment(RUN, 7, 5).record()})
+    content = RecordDict({CONFIG: Assignment(RUN, 7, 5, 3).record()})
     content[ARRAYS] = to_array_record({n: v for n, v in values.items() if n not in frozen})
     if frozen:
         content[FROZEN] = to_array_record({n: values[n] for n in frozen})

@@ -83,7 +83,7 @@ def test_values_are_those_that_were_written():
     assert found.bytes >= sum(value.nbytes for value in tensors().values())
     assert reading("evaluate", evaluated().content()) == evaluated()
     found = reading("ask for a round", round_content())
-    assert found.assignment == Assignment(RUN, 7, 5)
+    assert found.assignment == Assignment(RUN, 7, 5, 3)
     assert same({**found.tensors, **found.frozen}, tensors(ALL_SHAPES))
     assert reading("ask for a round", round_content(frozen=())).reason.startswith("tensors")
 
