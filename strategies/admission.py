@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mops_fl.config import Config
 from mops_fl.methods import method_of
-from mops_fl.wire.replies import Description
+from mops_fl.wire.replies import GATE_WEIGHTS, Description
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def admit(
 
 def misfit(config: Config, newcomer: Client, member: Client) -> str:
     """Why a client cannot share tensors with one that takes part; empty if it can."""
-    return _difference(_compared(config, newcomer), _compared(config, member))
+    different = _difference(_compared(config, newcomer), _compared(config, member))
+    return different or _withheld(config, newcomer)
 
 
 def _strangers(config: Config, clients: Mapping[int, Client]) -> dict[int, str]:
@@ -63,8 +64,19 @@ def _strangers(config: Config, clients: Mapping[int, Client]) -> dict[int, str]:
     compared = {partition: _compared(config, client) for partition, client in clients.items()}
     # of equally many the first counted is given, and clients are in the order of partition ids
     ((common, _),) = Counter(tuple(own.items()) for own in compared.values()).most_common(1)
-    faults = {partition: _difference(own, dict(common)) for partition, own in compared.items()}
+    faults = {
+        partition: _difference(own, dict(common)) or _withheld(config, clients[partition])
+        for partition, own in compared.items()
+    }
     return {partition: fault for partition, fault in faults.items() if fault}
+
+
+def _withheld(config: Config, client: Client) -> str:
+    """What the run needs and the client's owner keeps back; empty for nothing."""
+    weighted = config.aggregation.aggregation == "gate-weighted"
+    if weighted and GATE_WEIGHTS not in client.description.metrics:
+        return "aggregation=gate-weighted needs its gate weights, and its share-metrics has no gate"
+    return ""
 
 
 def _difference(own: Mapping[str, str | int], common: Mapping[str, str | int]) -> str:

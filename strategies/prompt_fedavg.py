@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from mops_fl.config import Config
 from mops_fl.data.split import unseen_partitions
+from mops_fl.errors import RunError
 from mops_fl.methods import method_of
 from mops_fl.metrics import GateSum, Tallies, merge, total
 from mops_fl.seeding import python_generator
@@ -27,6 +28,8 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import (
+    GATE_WEIGHTS,
+    LOSS,
     Evaluated,
     EvaluationAsked,
     Trained,
@@ -186,7 +189,9 @@ class PromptFedAvg(FedAvg):
             sent = self.arrays_of(partition, self._current)
             shapes = {name: tuple(array.shape) for name, array in sent.items()}
             examples = self.examples(partition)
-            asked = TrainingAsked(shapes, examples, train.local_steps, tokens, self._gate_asked)
+            told = LOSS in self.roster.client(partition).description.metrics
+            steps, experts = train.local_steps, self._gate_asked
+            asked = TrainingAsked(shapes, examples, steps, tokens, experts, told)
             return Trained.read(content, asked)
 
         valid, failures = self._sift(replies, current, "train", read)
@@ -231,9 +236,20 @@ class PromptFedAvg(FedAvg):
         federation = self.config.federation
         count, last = federation.evaluate_clients, federation.num_server_rounds
         if not 0 < count < len(self.trainees) or current == (last if self.averaged else 0):
-            return sorted(self.roster.own)
+            return self._telling(self.roster.own)
         draw = python_generator(self.config.seed, "evaluate-clients")
-        return sorted(draw.sample(self.trainees, count))
+        return self._telling(draw.sample(self.trainees, count))
+
+    def _telling(self, partitions: Iterable[int]) -> list[int]:
+        """Those of some clients that tell their losses, sorted; absent ones are taken to do so.
+
+        Raises:
+            RunError: none does.
+        """
+        silent = {p for p, c in self.roster.clients.items() if LOSS not in c.description.metrics}
+        if not (telling := {*partitions} - silent):
+            raise RunError("share-metrics=none on every node: there is nothing to evaluate by")
+        return sorted(telling)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -291,7 +307,7 @@ class PromptFedAvg(FedAvg):
         """
         now = self.config.federation.num_server_rounds
         self.roster.look(now)
-        messages = self._messages(PERSONALISE, now, sorted(self.roster.own), arrays)
+        messages = self._messages(PERSONALISE, now, self._telling(self.roster.own), arrays)
         replies = grid.send_and_receive(messages)
         self.observer.on_personalise(self._summed(server_round, "personalise", replies))
 
@@ -303,11 +319,12 @@ class PromptFedAvg(FedAvg):
             for part in (own.test, own.validation)
         )
         known, known_validation = self._tokens.get(partition, (None, None))
+        gated = self.method.gated and GATE_WEIGHTS in own.metrics
         asked = EvaluationAsked(
             rows=test,
             validation=validation,
             tokens_a_row=self.config.data.max_length,
-            experts=self.config.prompts.experts if self.method.gated else 0,
+            experts=self.config.prompts.experts if gated else 0,
             known=known,
             known_validation=known_validation,
         )

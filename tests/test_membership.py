@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -130,9 +129,7 @@ def test_all_are_there(tmp_path):
 def test_a_silent_client_is_named_and_the_round_goes_on(tmp_path, caplog):
     made = Deployment(tmp_path / "run", num_server_rounds=1)
     made.link.nodes[12].after = {TRAIN: None, EVALUATE: None}
-    start = time.monotonic()
     run = made.run()
-    assert time.monotonic() - start < 10
     assert made.trained(1) == [0, 1, 3]
     assert "round 1: client 2 refused: no reply within 0.2 s" in caplog.text
     assert made.facts["evaluation_failures"]["1"] == {"2": "no reply within 0.2 s"}
@@ -230,14 +227,20 @@ def test_another_model_is_refused_too(tmp_path):
     assert not made.facts["spares"]
 
 
-def test_a_newcomer_that_says_nothing_is_waited_for_once(tmp_path):
-    made = Deployment(tmp_path / "run", num_server_rounds=3, round_timeout=0.5)
+def test_a_newcomer_that_says_nothing_is_waited_for_once(tmp_path, monkeypatch):
+    waits, collect = [], membership.collect
+
+    def counted(grid, waiting, seconds):
+        waits.append(seconds)
+        return collect(grid, waiting, seconds)
+
+    monkeypatch.setattr(membership, "collect", counted)
+    made = Deployment(tmp_path / "run", num_server_rounds=3)
     stuck = Office(4)
     stuck.after = {DESCRIBE: None}
     made.at(EVALUATE, 0, lambda nodes: nodes.update({14: stuck}))
-    start = time.monotonic()
     made.run()
-    assert time.monotonic() - start < 2
+    assert [seconds for seconds in waits if seconds] == [0.2]
     assert made.link.asked(DESCRIBE).count(14) == 1
 
 

@@ -1,7 +1,7 @@
 """Many clients: seconds and memory of the partition, of the start, and of a round.
 
 The model is a LLaMA of a few thousand parameters, so that what costs is the federation. Memory is
-the sum of the proportional set sizes of all processes, sampled twice a second.
+the sum of the proportional set sizes of all processes, sampled twice a second; Linux only.
 """
 
 import argparse
@@ -35,29 +35,37 @@ COLUMNS = {
     "memory": "MB in all",
 }
 
-_SHARES = """
-import json, resource, sys, time
+_SHARES = r"""
+import json, re, sys, time
+from pathlib import Path
 from mops_fl.config import Config
 from mops_fl.data import load_corpus
 from partitions import shares
 config = Config.from_flat(json.loads(sys.argv[1]))
 corpus = load_corpus(config.data, config.seed)
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before, start = peak(), time.perf_counter()
 made = shares(corpus, config)
 assert len(made) == config.partition.num_clients
 seconds = time.perf_counter() - start
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"partition": seconds, "partition_memory": (most - before) / 1024}))
+print(json.dumps({"partition": seconds, "partition_memory": peak() - before}))
 """
 
 
 class Sampler(threading.Thread):
     """The largest memory of a process and all below it, in MB."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
-        """Begin to look."""
+    def __init__(self, process: subprocess.Popen, every: float = 0.5) -> None:
+        """Begin to look.
+
+        Args:
+            process: the topmost.
+            every: seconds between two looks; one takes some 0.1 s of a core where Ray runs.
+        """
         super().__init__(daemon=True)
-        self.process, self.most = psutil.Process(process.pid), 0.0
+        self.process, self.every, self.most = psutil.Process(process.pid), every, 0.0
         self.start()
 
     def run(self) -> None:
@@ -70,7 +78,7 @@ class Sampler(threading.Thread):
                 except psutil.Error:
                     continue
             self.most = max(self.most, total / 1e6)
-            time.sleep(0.5)
+            time.sleep(self.every)
 
 
 def values(options: argparse.Namespace, clients: int, rows: int, model: Path) -> dict[str, Scalar]:
@@ -102,8 +110,10 @@ def measured(options: argparse.Namespace, clients: int, rows: int) -> dict[str, 
             [sys.executable, "-c", _SHARES, json.dumps(flat)],
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
+        if done.returncode:
+            raise RunError(f"{clients} clients: {done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])
         command = [sys.executable, "-c", "from mops_fl.cli import main; main()", "simulate"]
         command += ["--name=run", *(f"-c{key}={value}" for key, value in flat.items())]

@@ -120,9 +120,14 @@ class RayWorker:
 
 
 def _environment(slot: Slot) -> dict[str, str]:
-    """Variables of a worker's process, which imports this very copy of the code."""
+    """Variables of a worker's process, which imports this very copy of the code where it has it.
+
+    A machine without that folder imports the copy that its own Python finds: Ray puts what the
+    variable is there in the place of ``${PYTHONPATH}``.
+    """
     source = str(Path(mops_fl.__file__).resolve().parents[1])
-    paths = [source, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [source, "${PYTHONPATH}", *filter(None, own)]
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": str(slot.threads),

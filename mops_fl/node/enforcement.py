@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors.numpy import load_file, save_file
 
 from mops_fl.config import Config
@@ -20,12 +20,14 @@ from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
     FROZEN,
+    METRICS,
     Tensors,
     from_array_record,
     norm,
     to_array_record,
 )
-from mops_fl.wire.requests import DESCRIBE, PERSONALISE, PRETRAIN, TRAIN
+from mops_fl.wire.replies import GATE_WEIGHTS, LOSS
+from mops_fl.wire.requests import DESCRIBE, EVALUATE, PERSONALISE, PRETRAIN, TRAIN
 
 
 def check_request(policy: Policy, config: Config, message: Message, kept: Path) -> None:
@@ -47,6 +49,8 @@ def check_request(policy: Policy, config: Config, message: Message, kept: Path) 
         _check_steps(policy, config, kind)
     if kind == DESCRIBE:
         return
+    if kind in (EVALUATE, PERSONALISE) and LOSS not in policy.metrics:
+        raise PolicyError(f"share-metrics={policy.share_metrics} here: no losses are told")
     _check_clients(policy, message.content)
     _check_tensors(policy, message.content, kept / f"{message.metadata.run_id}.safetensors")
 
@@ -116,23 +120,34 @@ def _difference(of: Mapping[str, np.ndarray], to: Mapping[str, np.ndarray]) -> T
 
 
 def guard_reply(policy: Policy, message: Message, reply: Message) -> None:
-    """Clip what was trained and put noise on it, in place.
+    """Clip what was trained, put noise on it, and keep metrics back, in place.
 
     Args:
         policy: the owner's.
         message: what was asked.
         reply: what the trainer answers, its tensors absolute.
     """
-    if not policy.clip_norm or not reply.has_content():
+    if not reply.has_content():
         return
     made, sent = reply.content.get(ARRAYS), message.content.get(ARRAYS)
-    if not isinstance(made, ArrayRecord) or not isinstance(sent, ArrayRecord):
-        return
-    start = from_array_record(sent)
-    reply.content[ARRAYS] = to_array_record(protected(policy, start, from_array_record(made)))
+    if policy.clip_norm and isinstance(made, ArrayRecord) and isinstance(sent, ArrayRecord):
+        start = from_array_record(sent)
+        protected = blurred(policy, start, from_array_record(made))
+        reply.content[ARRAYS] = to_array_record(protected)
+    told = reply.content.get(METRICS)
+    if isinstance(told, MetricRecord):
+        _keep_back(policy, told)
 
 
-def protected(policy: Policy, start: Tensors, trained: Tensors) -> Tensors:
+def _keep_back(policy: Policy, told: MetricRecord) -> None:
+    if GATE_WEIGHTS not in policy.metrics:
+        for key in [key for key in told if key.partition("/")[0].startswith("gate")]:
+            del told[key]
+    if LOSS not in policy.metrics and "nll" in told:
+        told["nll"], told["tokens"] = 0.0, 0
+
+
+def blurred(policy: Policy, start: Tensors, trained: Tensors) -> Tensors:
     """The trained tensors, no further than `clip-norm` from the received ones, and with noise.
 
     The noise is of the system's entropy: whoever knows the run's seed cannot take it off again.

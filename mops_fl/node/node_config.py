@@ -12,6 +12,7 @@ from typing import Any
 from mops_fl.config import METHODS, Config, Scalar, check_fields, defaults, key_of, typed
 from mops_fl.errors import ConfigError
 from mops_fl.wire.records import PARTITION
+from mops_fl.wire.replies import LOSS, SHARED
 
 DATA_KEYS = ("dataset", "data-path")
 FACTS = (
@@ -19,6 +20,10 @@ FACTS = (
     *("calibration-samples", "sparse-kernels", "dtype", "device", *DATA_KEYS, "prefix-store-gb"),
 )
 """Keys of the run that a node answers for itself."""
+
+
+SHARES = {"loss,gate": SHARED, "loss": (LOSS,), "none": ()}
+"""The values of `share-metrics`."""
 
 
 def _number() -> dict[str, float]:
@@ -47,6 +52,8 @@ class Policy:
     """L2 norm to which what was trained, less what was received, is scaled down."""
     noise: float = field(default=0.0, metadata=_number())
     """Standard deviation of Gaussian noise on every number of it, of the system's entropy."""
+    share_metrics: str = field(default="loss,gate", metadata={"choices": SHARES})
+    """What is told besides: losses by task and gate weights, losses, or neither."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -61,6 +68,11 @@ class Policy:
                 f"noise={self.noise:g} without clip-norm: noise hides what has a largest norm; set "
                 "clip-norm, too"
             )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What of `SHARED` is told."""
+        return SHARES[self.share_metrics]
 
     @property
     def methods(self) -> tuple[str, ...]:

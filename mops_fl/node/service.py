@@ -72,10 +72,12 @@ class Service:
         trainer = self._trainer_of(config)
         reply = messages.answer(message, task.context, trainer)
         guard_reply(self._node.policy, message, reply)
-        if message.metadata.message_type == DESCRIBE and self._node.own_data:
+        if message.metadata.message_type == DESCRIBE:
             told = reply.content[CONFIG]
             assert isinstance(told, ConfigRecord)
-            told["data-digest"] = self._home.sealed(str(told["data-digest"]))
+            told["metrics"] = list(self._node.policy.metrics)
+            if self._node.own_data:
+                told["data-digest"] = self._home.sealed(str(told["data-digest"]))
         return reply
 
     def _begin(self, run: int) -> None:

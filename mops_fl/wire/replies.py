@@ -34,6 +34,10 @@ from mops_fl.wire.records import (
 )
 from mops_fl.wire.shapes import ModelSizes
 
+LOSS, GATE_WEIGHTS = "loss", "gate"
+SHARED = (LOSS, GATE_WEIGHTS)
+"""Metrics that a client tells, unless its owner keeps them back."""
+
 _HEX = r"[0-9a-f]{64}"
 _VALIDATION = "validation-"
 """What the keys of validation rows begin with."""
@@ -74,6 +78,8 @@ class Description:
     device: str
     dtype: str
     """Type of the frozen weights and activations."""
+    metrics: tuple[str, ...] = SHARED
+    """Those of `SHARED` that it tells."""
 
     @property
     def examples(self) -> int:
@@ -114,6 +120,7 @@ class Description:
                 "cut-answers": self.cut_answers,
                 "device": self.device,
                 "dtype": self.dtype,
+                "metrics": list(self.metrics),
             }
         )
         return RecordDict({CONFIG: record})
@@ -150,6 +157,7 @@ class Description:
             cut_answers=fields.whole("cut-answers", 0),
             device=fields.text("device", r"[a-z]+(:\d+)?"),
             dtype=fields.text("dtype", r"[a-z]+\d+"),
+            metrics=fields.texts("metrics"),
         )
         fields.done()
         if not found.examples:
@@ -193,6 +201,8 @@ class TrainingAsked:
     """Answer tokens of all steps at most."""
     experts: int = 0
     """E, whose mean gate weights are asked for; 0 for none."""
+    loss: bool = True
+    """Whether the client tells its losses."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +242,7 @@ class Trained:
             tensors=read_tensors(arrays, asked.shapes),
             examples=fields.whole("num-examples", asked.examples, asked.examples),
             steps=fields.whole("steps", asked.steps, asked.steps),
-            tally=_tally(fields, "nll", "tokens", asked.tokens),
+            tally=_tally(fields, "nll", "tokens", asked.tokens if asked.loss else 0),
             seconds=fields.number("seconds", 0.0, 1e9),
             gate=fields.numbers("gate", asked.experts, 0.0, 1.0) if asked.experts else (),
             bytes=num_bytes(arrays),
@@ -367,7 +377,7 @@ def _tallies(
 
 
 def _tally(fields: Fields, nll: str, tokens: str, most: int) -> Tally:
-    count = fields.whole(tokens, 1, most)
+    count = fields.whole(tokens, min(1, most), most)
     return Tally(fields.number(nll, 0.0, LARGEST_LOSS * count), count)
 
 

@@ -1,23 +1,16 @@
 """A federation of real processes on loopback: its server, three nodes with rows of their own, and
 those who have no business there."""
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import ssl
-import subprocess
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
-import small_run
+from loopback import Federation, wait_for
 
-from mops_fl.deploy.keys import make_key, public_path
 from mops_fl.flower.home import free_port
 
 pytestmark = pytest.mark.slow
@@ -34,97 +27,15 @@ VALUES = {
 }
 
 
-def write_rows(path: Path, tasks: list[tuple[str, int]]) -> Path:
-    rows = [
-        {"instruction": f"Say {number}", "response": f"{task}: {number}", "category": task}
-        for task, count in tasks
-        for number in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@dataclass
-class Federation:
-    folder: Path
-    model: Path
-    port: int
-    started: dict[str, subprocess.Popen]
-
-    @property
-    def server(self) -> Path:
-        return self.folder / "federation"
-
-    def deploy(self, *arguments: str, code: int = 0) -> str:
-        """Run a command to its end; what it printed."""
-        done = subprocess.run(
-            [small_run.COMMAND, "deploy", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
-
-    def start(self, name: str, *arguments: str) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.started[name] = subprocess.Popen(
-                [small_run.COMMAND, "deploy", *arguments],
-                cwd=self.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def client(self, name: str, partition: int) -> list[str]:
-        data = write_rows(self.folder / f"{name}.jsonl", ROWS.get(name, ROWS["one"]))
-        return [
-            *("client", "--server", f"localhost:{self.port}", "--ca", "federation/ca.crt"),
-            *("--key", f"{name}.key", "--data", data.name, "--model", str(self.model)),
-            *("--partition", str(partition), "--dir", f"node-{name}"),
-            *("-n", "dtype=float32", "-n", "device=cpu", "-n", "threads=1"),
-        ]
-
-    def stop_all(self) -> None:
-        for process in self.started.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.started.values():
-            process.wait(timeout=120)
-
-    def processes(self) -> list[str]:
-        """What still runs of it, anywhere."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("FLWR_HOME", "").startswith(str(self.folder)):
-                    found.append(" ".join(process.cmdline()))
-        return found
-
-
-def wait_for(condition, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, tiny_llama):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    made = Federation(tmp_path_factory.mktemp("deploy"), tiny_llama, free_port(), {})
+    made = Federation(tmp_path_factory.mktemp("deploy"), tiny_llama, free_port(), ROWS)
     made.deploy("certs", "--host", "localhost")
-    made.start("server", "server", "--listen", "127.0.0.1", "--port", str(made.port))
+    made.start_server()
     try:
-        wait_for(lambda: "Uvicorn running" in made.log("server"))
         for partition, name in enumerate(ROWS):
-            make_key(made.folder / f"{name}.key")
-            public = public_path(made.folder / f"{name}.key")
-            made.deploy("register", name, "--public-key", str(public))
+            made.register(name)
             made.start(name, *made.client(name, partition))
         made.start("stranger", *made.client("stranger", 3))
         wait_for(lambda: all("SuperNode ID" in made.log(name) for name in ROWS))

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from edge import context_of, message_of, round_of
-from flwr.app import Message
+from flwr.app import Message, MetricRecord, RecordDict
 
 from mops_fl.errors import PolicyError
-from mops_fl.node.enforcement import check_request, guard_reply, protected
+from mops_fl.node.enforcement import blurred, check_request, guard_reply
 from mops_fl.node.node_config import NodeConfig, Policy
-from mops_fl.wire.records import ARRAYS, from_array_record, norm
+from mops_fl.wire.records import ARRAYS, METRICS, from_array_record, norm
 from mops_fl.wire.requests import DESCRIBE, EVALUATE, PERSONALISE, TRAIN
 
 
@@ -67,6 +67,33 @@ def test_a_step_too_large_is_refused_and_not_kept(node, tmp_path):
     assert kept.stat().st_mode & 0o077 == 0
 
 
+def test_losses_that_are_kept_back_are_not_computed(node, tmp_path):
+    for kind in (EVALUATE, PERSONALISE):
+        with pytest.raises(PolicyError, match="share-metrics=none"):
+            asked(node, Policy(share_metrics="none"), tmp_path, kind)
+        asked(node, Policy(share_metrics="loss"), tmp_path, kind)
+
+
+@pytest.mark.parametrize(
+    ("shared", "left"),
+    [
+        ("loss,gate", {"num-examples", "nll", "tokens", "gate", "gate/a b/c", "gate-load/a"}),
+        ("loss", {"num-examples", "nll", "tokens"}),
+        ("none", {"num-examples", "nll", "tokens"}),
+    ],
+)
+def test_metrics_that_are_kept_back_do_not_leave(node, shared, left):
+    message = message_of(TRAIN, round_of(node))
+    told = {"num-examples": 7, "nll": 3.5, "tokens": 5, "gate": [1.0], "gate/a b/c": [1.0]}
+    content = RecordDict({METRICS: MetricRecord({**told, "gate-load/a": [1]})})
+    reply = Message(content, reply_to=message)
+    guard_reply(Policy(share_metrics=shared), message, reply)
+    found = reply.content[METRICS]
+    assert set(found) == left
+    assert (found["nll"], found["tokens"]) == ((0.0, 0) if shared == "none" else (3.5, 5))
+    assert found["num-examples"] == 7
+
+
 def test_numbers_that_are_none_are_no_way_around(node, tmp_path):
     for policy in (Policy(max_norm=1e9), Policy(max_change=1e9)):
         with pytest.raises(PolicyError, match="nan"):
@@ -76,11 +103,11 @@ def test_numbers_that_are_none_are_no_way_around(node, tmp_path):
 def test_what_leaves_is_clipped(node):
     start = from_array_record(round_of(node)[ARRAYS])
     trained = {name: value + 1 for name, value in start.items()}
-    made = protected(Policy(clip_norm=0.25), start, trained)
+    made = blurred(Policy(clip_norm=0.25), start, trained)
     assert norm({n: made[n] - start[n] for n in made}) == pytest.approx(0.25, rel=1e-4)
 
     near = {name: value + 1e-6 for name, value in start.items()}
-    made = protected(Policy(clip_norm=0.25), start, near)
+    made = blurred(Policy(clip_norm=0.25), start, near)
     for name, value in near.items():
         np.testing.assert_allclose(made[name], value, rtol=0, atol=1e-7)
 
@@ -88,7 +115,7 @@ def test_what_leaves_is_clipped(node):
 def test_noise_has_the_deviation_that_was_asked_for_and_no_seed():
     start = {"prompts": np.zeros((100, 100), np.float32)}
     policy = Policy(clip_norm=1.0, noise=0.3)
-    first, second = (protected(policy, start, start)["prompts"] for _ in range(2))
+    first, second = (blurred(policy, start, start)["prompts"] for _ in range(2))
     assert np.std(first) == pytest.approx(0.3, rel=0.05)
     assert abs(np.mean(first)) < 0.02
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05

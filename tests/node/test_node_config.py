@@ -23,6 +23,7 @@ from mops_fl.node.node_config import FACTS, KEYS, NodeConfig
         ({"partition-id": 0, "max-local-steps": 2.5}, "max-local-steps=2.5"),
         ({"partition-id": 0, "allow-methods": "mops,sorcery"}, "there is no sorcery"),
         ({"partition-id": 0, "dtype": "float3"}, "dtype='float3'"),
+        ({"partition-id": 0, "share-metrics": "gate"}, "share-metrics='gate'"),
         ({"partition-id": 0, "threads": -1}, "threads=-1"),
         ({"partition-id": 0, "model": 7}, "model=7"),
         ({"partition-id": 0, "own-data": True, "dataset": "jsonl"}, "needs data-path"),

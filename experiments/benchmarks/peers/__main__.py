@@ -8,8 +8,8 @@
 All get the same CPU threads, as one worker that has all of them and as a worker a thread. The
 first round, in which processes load, does not count. `not training` is a round less the local steps
 of its clients, each with its optimiser; memory is the sum of the proportional set sizes of all
-processes, sampled twice a second. That all do the same work is checked: trained parameters, steps,
-tokens, and each round's loss.
+processes, looked at every two seconds. That all do the same work is checked: trained parameters,
+steps, tokens, and each round's loss.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from mops_fl.config import Config, Scalar
 from mops_fl.errors import ConfigError
 from mops_fl.machine import cores
 
-REFERENCE = "a model per message"
+REFERENCE = "model per message"
 COLUMNS = {
     "name": "",
     "workers": "workers",
     "seconds": "s a round",
     "steps_per_second": "steps/s",
     "factor": f"× {REFERENCE}",
-    "not_training": "s not training",
+    "not_training": "not training",
     "memory": "MB",
     "first_loss": "first loss",
     "last_loss": "last loss",
@@ -66,7 +66,7 @@ def contestants(
 ) -> dict[str, Callable[[Place], Ran]]:
     """Who takes part."""
     found: dict[str, Callable[[Place], Ran]] = {
-        f"ours, engine={engine}": partial(ours, {**flat, "engine": engine})
+        f"ours, {engine}": partial(ours, {**flat, "engine": engine})
         for engine in ("cohort", "clients")
     }
     found[REFERENCE] = per_message
@@ -98,11 +98,11 @@ def arranged(
     taking_part: dict[str, Callable[[Place], Ran]], task: Path, workers: int, threads: int
 ) -> list[dict[str, Any]]:
     """All contestants with so many workers."""
-    ran = {}
+    ran: dict[str, Ran] = {}
     for name, run in taking_part.items():
         folder = task.parent / f"{len(ran)}-{workers}"
         ran[name] = run(Place(folder, task, workers, threads // workers))
-    check({name: own.answer for name, own in ran.items()})
+        check({each: own.answer for each, own in ran.items()})
     rows = [{"name": name, **measured(own, workers)} for name, own in ran.items()]
     reference = next(row for row in rows if row["name"] == REFERENCE)["seconds"]
     return [{**row, "factor": reference / row["seconds"]} for row in rows]
@@ -123,7 +123,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", help="processes that train at a time")
     options = parser.parse_args()
     options.clients = options.clients or (4 if options.quick else 10)
-    options.local_steps = options.local_steps or (2 if options.quick else 4)
+    options.local_steps = options.local_steps or (2 if options.quick else 3)
     options.rounds = options.rounds or (2 if options.quick else 3)
     everyone: Sequence[int] = sorted({1, cores()})
     options.workers = options.workers or (everyone[:1] if options.quick else everyone)

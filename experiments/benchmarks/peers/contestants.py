@@ -124,7 +124,7 @@ def _run(command: Sequence[str], place: Place) -> float:
         process = subprocess.Popen(
             command, cwd=place.folder, stdout=stream, stderr=stream, env={**os.environ, **own}
         )
-        sampler = Sampler(process)
+        sampler = Sampler(process, every=2.0)
         process.wait()
     if process.returncode:
         text = log.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,227 @@
+"""What goes wrong on real machines, one after another in one federation on loopback: no finished
+round is lost, no wrong number is written, and nothing waits longer than the timeout."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from loopback import Federation, wait_for, write_rows
+
+from mops_fl.deploy.edge import Edge, node_flat
+from mops_fl.deploy.folders import node_folder
+from mops_fl.flower.home import free_port
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT = 25
+VALUES = {
+    **{"num-clients": 4, "num-server-rounds": 60, "local-steps": 2, "eval-every": 4},
+    **{"experts": 2, "prompts-per-expert": 2, "max-length": 64, "method": "fedprompt"},
+    **{"pretrain-data": "none", "min-reply-fraction": 0.25, "min-evaluate-fraction": 0.25},
+    "round-timeout": TIMEOUT,
+}
+FAULTS = ("raises", "nan", "shape", "huge", "count")
+NAMES = ("killed", "silent", "cut", "liar")
+
+
+class Proxy(threading.Thread):
+    """A line between a node and its server, which can be cut."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self._to = free_port(), port
+        self._cut = False
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            inside, _ = self._listener.accept()
+            if self._cut:
+                inside.close()
+                continue
+            outside = socket.create_connection(("127.0.0.1", self._to))
+            self._open += [inside, outside]
+            for pair in ((inside, outside), (outside, inside)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with closing(source), closing(target), suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def cut(self) -> None:
+        self._cut = True
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._cut = False
+
+
+class Watch:
+    """What a run has written so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def facts(self) -> dict:
+        file = self.folder / "run.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    @property
+    def done(self) -> int:
+        return self.facts.get("rounds_done", -1)
+
+    def failures(self, client: int, after: int = 0) -> list[str]:
+        """Why a client was not averaged, in the rounds after a round."""
+        found = self.facts.get("train_failures", {})
+        rounds = [own for number, own in found.items() if int(number) > after]
+        return [own[str(client)] for own in rounds if str(client) in own]
+
+    def trained(self, client: int) -> list[int]:
+        file = self.folder / "clients.csv"
+        if not file.is_file():
+            return []
+        table = pd.read_csv(file)
+        return table[table["partition"] == client]["round"].tolist()
+
+    def further(self, rounds: int = 2) -> int:
+        """Wait for so many rounds more; the round that was the last before."""
+        before = self.done
+        wait_for(lambda: self.done >= before + rounds)
+        return before
+
+    def until_trained(self, client: int) -> None:
+        """Wait until a client is averaged in a round that has not begun yet."""
+        now = self.done + 1
+        wait_for(lambda: any(number > now for number in self.trained(client)))
+
+
+def start_liar(made: Federation, name: str, partition: int) -> None:
+    """A node whose ClientApp is `lying_clientapp`."""
+    place = node_folder(made.folder / f"node-{name}")
+    place.make()
+    ours = Path(__file__).with_name("lying_clientapp.py")
+    line = shlex.join([sys.executable, str(ours), "flwr-clientapp"])
+    (place.commands / "flwr-clientapp").write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+    values = ["dtype=float32", "device=cpu", "threads=1"]
+    data = write_rows(made.folder / f"{name}.jsonl", [("poems", 8)])
+    flat = node_flat(None, values, data, str(made.model), partition)
+    authority, key = made.server / "ca.crt", made.folder / f"{name}.key"
+    edge = Edge(f"localhost:{made.port}", authority, key, flat, free_port())
+    supervisor = [sys.executable, "-P", "-m", "mops_fl.deploy.supervise", str(place.folder)]
+    with (made.folder / f"{name}.log").open("ab") as log:
+        made.started[name] = subprocess.Popen(
+            [*supervisor, *edge.command], env=place.environment(), stdout=log, stderr=log
+        )
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory, tiny_llama):
+    os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    rows = {key: [("billing", 12), ("poems", 8)] for key in NAMES}
+    made = Federation(tmp_path_factory.mktemp("faults"), tiny_llama, free_port(), rows)
+    made.deploy("certs", "--host", "localhost")
+    made.start_server()
+    proxy = Proxy(made.port)
+    try:
+        for partition, name in enumerate(NAMES):
+            made.register(name)
+            port = proxy.port if name == "cut" else made.port
+            if name == "liar":
+                start_liar(made, name, partition)
+            else:
+                made.start(name, *made.client(name, partition, port))
+        wait_for(lambda: all("SuperNode ID" in made.log(name) for name in NAMES))
+        yield made, proxy
+    finally:
+        made.stop_all()
+
+
+def test_faults_cost_what_they_must_and_no_more(federation):
+    made, proxy = federation
+    values = [f"-c{key}={value}" for key, value in VALUES.items()]
+    watch = Watch(made.server / "runs" / "run")
+    made.start("run", "run", "--name", "run", *values)
+    wait_for(lambda: watch.done >= 1)
+
+    # its trainer is killed in the middle of a step: replaced, and nobody notices
+    before = watch.done
+    (trainer,) = made.processes("mops_fl.node.resident", "node-killed")
+    wait_for(lambda: made.processes("flwr-clientapp", "node-killed"))
+    trainer.kill()
+    watch.until_trained(0)
+
+    # its SuperNode is killed, and comes back under another id
+    (node,) = made.processes("flower-supernode", "node-killed")
+    node.kill()
+    # beside it, the network of another node is cut for a minute, and a third one is stopped
+    proxy.cut()
+    silent = [
+        *made.processes("flower-supernode", "node-silent"),
+        *made.processes("mops_fl.node.resident", "node-silent"),
+    ]
+    for process in silent:
+        process.suspend()
+    began = time.monotonic()
+    wait_for(lambda: any("no reply" in why for why in watch.failures(1, before)))
+    waited = time.monotonic() - began
+    time.sleep(max(0.0, 60 - waited))
+    proxy.mend()
+    for process in silent:
+        process.resume()
+    for client in (0, 1, 2):
+        watch.until_trained(client)
+    assert waited < 3 * TIMEOUT + 30
+
+    # the liar was never averaged, and each of its lies is told apart
+    assert watch.trained(3) == []
+    wait_for(lambda: len(set(watch.failures(3))) >= len(FAULTS))
+    told = "\n".join(watch.failures(3))
+    for word in ("RuntimeError", "not finite", "shape", "num-examples"):
+        assert word in told, told
+
+    # the SuperLink is killed and started again: the run ends as failed, and is resumed
+    done = watch.done
+    made.started["server"].kill()
+    assert made.started["run"].wait(timeout=180) != 0
+    wait_for(lambda: watch.facts["status"] == "failed")
+    made.start_server()
+    made.start("run", "run", "--resume", str(watch.folder))
+    watch.further(2)
+    assert watch.done > done
+
+    # the ServerApp is killed: the same
+    for process in made.processes("flwr-serverapp", "federation"):
+        process.kill()
+    assert made.started["run"].wait(timeout=180) != 0
+    wait_for(lambda: watch.facts["status"] == "failed")
+    made.start("run", "run", "--resume", str(watch.folder))
+    wait_for(lambda: made.started["run"].poll() is not None, 900)
+    assert made.started["run"].returncode == 0, made.log("run")
+
+    facts = watch.facts
+    assert facts["status"] == "completed"
+    rounds = pd.read_csv(watch.folder / "rounds.csv").query("task == 'all'")
+    assert rounds["round"].tolist() == [*range(0, VALUES["num-server-rounds"] + 1, 4)]
+    assert np.isfinite(rounds["perplexity"]).all()
+    assert rounds["perplexity"].iloc[-1] < rounds["perplexity"].iloc[0]
+    train = pd.read_csv(watch.folder / "train.csv")
+    assert train["round"].tolist() == [*range(1, VALUES["num-server-rounds"] + 1)]
+    # a curve says where it is of another test set
+    assert ((rounds["share"] < 1) == (rounds["tokens"] < rounds["tokens"].max())).all()
