@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mops_fl.errors import ConfigError
-from mops_fl.flower.guard import kill_all
+from mops_fl.flower.guard import kill_all, processes_of
 
 SHORTEST, LONGEST = 5.0, 60.0
 """Seconds between two starts."""
@@ -30,7 +30,7 @@ SETTLED = 120.0
 """A SuperNode that ran so long was accepted: the next start does not wait longer than the last."""
 
 FAREWELL = 10.0
-"""Seconds that a SuperNode has to say goodbye to its server."""
+"""Seconds that a SuperNode has to say goodbye to its server, and then its trainer to tidy up."""
 
 _SIGNAL_OF_PARENT_DEATH = 1
 """`PR_SET_PDEATHSIG` of Linux."""
@@ -61,7 +61,7 @@ def keep_running(flwr_home: Path, work: Path, command: list[str]) -> None:
         signal.signal(number, lambda *_: stop.set())
     wait = SHORTEST
     while not stop.is_set():
-        kill_all(flwr_home)
+        _clear(flwr_home)
         started = time.monotonic()
         # the terminal's Ctrl-C is for this process alone
         process = subprocess.Popen(
@@ -83,8 +83,16 @@ def keep_running(flwr_home: Path, work: Path, command: list[str]) -> None:
                 "whose key is not registered until it is"
             )
             stop.wait(wait)
-    kill_all(flwr_home)
+    _clear(flwr_home)
     _say("stopped")
+
+
+def _clear(flwr_home: Path) -> None:
+    """End what is left of a SuperNode; first by itself, as its trainer does that tidies up."""
+    deadline = time.monotonic() + FAREWELL
+    while processes_of(flwr_home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kill_all(flwr_home)
 
 
 def _end_with_parent() -> None:
