@@ -136,7 +136,5 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
     """Token ids of each text, without special tokens."""
     if not texts:
         return []
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return encoded["input_ids"]

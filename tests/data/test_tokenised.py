@@ -50,7 +50,8 @@ def test_no_rows() -> None:
 
 def test_how_many_are_tokenised_at_a_time_changes_nothing(monkeypatch) -> None:
     whole = corpus(20, vocab_size=257)
-    assert whole.cut_questions and whole.unknown
+    assert whole.cut_questions
+    assert whole.unknown
     monkeypatch.setattr(tokens_module, "_TOGETHER", 3)
     parts = corpus(20, vocab_size=257)
     assert list(parts.examples) == list(whole.examples)
