@@ -38,7 +38,16 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.fixture
-def names() -> Iterator[tuple[str, str]]:
+def started() -> Iterator[list[subprocess.Popen]]:
+    """What runs on the machines, gone when they are."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        process.wait()
+
+
+@pytest.fixture
+def names(started) -> Iterator[tuple[str, str]]:
     """Two namespaces that reach each other; all that runs in them ends with the test."""
     first, second = (f"mops-{place}-{os.getpid()}" for place in "ab")
     if shutil.which("ip") is None or quietly(f"ip netns add {first}"):
@@ -92,10 +101,12 @@ def begin(name: str, script: str, code: Path, log: Path, **more: str) -> subproc
         )
 
 
-def simulate(name: str, code: Path, model: Path, folder: Path, run: str, rounds: int, more: str):
+def simulate(
+    name: str, code: Path, model: Path, folder: Path, run: str, more: str
+) -> tuple[subprocess.Popen, Path]:
     """Start a run on a machine; its process and its folder."""
     values = {**VALUES, "method": "fedprompt", "engine": "cohort", "cohort-size": 2}
-    values |= {"model": str(model), "num-server-rounds": rounds, "eval-every": rounds}
+    values |= {"model": str(model), "num-server-rounds": 12, "eval-every": 12}
     settings = " ".join(f"-c{key}={value}" for key, value in values.items())
     call = f"{sys.executable} -c 'from mops_fl.cli import main; main()' simulate --name={run} "
     call += f"--runs-dir={folder}/runs {more} {settings}"
@@ -104,7 +115,7 @@ def simulate(name: str, code: Path, model: Path, folder: Path, run: str, rounds:
     return process, folder / "runs" / run
 
 
-def test_a_machine_that_falls_silent_costs_time_and_no_number(names, folder, tiny_llama):
+def test_a_machine_that_falls_silent_costs_time_and_no_number(names, started, folder, tiny_llama):
     first, second = names
     here, there = checkout(folder / "here"), checkout(folder / "there")
     proof = f"open({str(folder / 'proof')!r}, 'a').write(__file__)\n"
@@ -113,15 +124,15 @@ def test_a_machine_that_falls_silent_costs_time_and_no_number(names, folder, tin
     ray = f"{Path(sys.executable).with_name('ray')} start --block --num-cpus=1"
     head = f"{ray} --head --port={HEAD.partition(':')[2]} --node-ip-address={FIRST}"
     head += f" --include-dashboard=false --temp-dir={folder}/ray"
-    begin(first, head, here, folder / "head.log")
+    started.append(begin(first, head, here, folder / "head.log"))
     wait(lambda: "Ray runtime started" in (folder / "head.log").read_text(), "no head")
     (folder / "cache").mkdir()
     hidden = f"mount -t tmpfs none {here} && mount -t tmpfs none {folder}/cache && "
     joined = f"{hidden} exec {ray} --address={HEAD} --node-ip-address={SECOND}"
-    begin(second, joined, there, folder / "second.log")
+    started.append(begin(second, joined, there, folder / "second.log"))
     wait(lambda: "Ray runtime started" in (folder / "second.log").read_text(), "no second machine")
 
-    both, run = simulate(*(first, here, tiny_llama, folder, "both", 12, f"--ray-address={HEAD}"))
+    both, run = simulate(*(first, here, tiny_llama, folder, "both", f"--ray-address={HEAD}"))
     wait(lambda: both.poll() is not None or _rounds(run) >= 2, "no second round")
     assert both.poll() is None, (folder / "both.log").read_text()
     assert (folder / "proof").read_text().startswith(str(there))
@@ -131,7 +142,7 @@ def test_a_machine_that_falls_silent_costs_time_and_no_number(names, folder, tin
     assert "on 2 workers (cpu)" in log
     assert "a worker was lost: cpu on " in log
 
-    alone, other = simulate(first, here, tiny_llama, folder, "alone", 12, "--workers=1")
+    alone, other = simulate(first, here, tiny_llama, folder, "alone", "--workers=1")
     assert alone.wait(PATIENCE) == 0, (folder / "alone.log").read_text()
     for table in ("rounds.csv", "evaluation.csv"):
         assert (run / table).read_bytes() == (other / table).read_bytes()
