@@ -164,7 +164,11 @@ class Home:
             "OMP_NUM_THREADS": str(resources.cpus_per_client),
             "PATH": with_commands(inner.get("PATH", "")),
         }
-        if not resources.ray_address:
+        if resources.ray_address:
+            # Flower hands this to its actors; Ray puts in what the variable is on their machine
+            paths = [inner.get("PYTHONPATH"), "${PYTHONPATH}"]
+            own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        else:
             own[WORKERS_VARIABLE] = str(resources.workers)
             own[GPU_WORKERS_VARIABLE] = str(resources.workers_per_gpu)
         return {**inner, **OURS, **own}
