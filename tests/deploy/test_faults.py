@@ -18,7 +18,7 @@ from mops_fl.flower.home import free_port
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 25
+TIMEOUT = 60
 VALUES = {
     **{"num-clients": 4, "num-server-rounds": 60, "local-steps": 2, "eval-every": 4},
     **{"experts": 2, "prompts-per-expert": 2, "max-length": 64, "method": "fedprompt"},
