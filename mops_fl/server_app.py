@@ -84,6 +84,10 @@ def _run(
         )
     roster = find_clients(config, folder, grid, simulated=simulated)
     clients, done = dict(roster.clients), folder.last_round()
+    if not any(sum(client.description.test) for client in clients.values()):
+        raise RunError(
+            "no client holds out a row to evaluate on: one of them at least needs two rows"
+        )
     if simulated:
         _check_same(folder, _facts(clients))
     elif done < 0:

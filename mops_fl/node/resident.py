@@ -37,6 +37,8 @@ def main() -> None:
             os._exit(0)
         os.setsid()
         write_text(home.pid, str(os.getpid()))
+        # one that was killed has left them
+        _forget_states(node, home)
         service = Service(node, home)
         try:
             for connection in _connections(listener, node.idle_minutes * 60, watched):
@@ -45,8 +47,13 @@ def main() -> None:
                         return
         finally:
             home.socket.unlink(missing_ok=True)
-            if node.own_data and not node.keep_states:
-                shutil.rmtree(home.states, ignore_errors=True)
+            _forget_states(node, home)
+
+
+def _forget_states(node: NodeConfig, home: NodeHome) -> None:
+    """Remove the states of the node's own rows, unless its owner keeps them."""
+    if node.own_data and not node.keep_states:
+        shutil.rmtree(home.states, ignore_errors=True)
 
 
 def _listening(home: NodeHome) -> socket.socket:
