@@ -20,7 +20,7 @@ from mops_fl.metrics import Tally
 from mops_fl.run.folder import RunFolder
 from mops_fl.run.recorder import Recorder
 from mops_fl.run.results import Run
-from mops_fl.wire.records import ARRAYS, CONFIG, from_array_record
+from mops_fl.wire.records import ARRAYS, CONFIG, METRICS, from_array_record
 from mops_fl.wire.replies import Description, Evaluated, Trained
 from mops_fl.wire.requests import DESCRIBE, EVALUATE, TRAIN
 
@@ -378,3 +378,46 @@ class TestResume:
         made.run(resume=True)
         assert made.trained(3) == [0, 1, 2]
         assert "the run began with" in made.facts["absent_clients"]["3"]
+
+
+def test_without_a_held_out_row_anywhere_nothing_begins(tmp_path):
+    made = Deployment(tmp_path / "run")
+    for partition, node in enumerate(made.link.nodes):
+        made.link.nodes[node] = Office(partition, train=(1,), test=(0,))
+    with pytest.raises(RunError, match="no client holds out a row"):
+        made.run()
+    assert not (tmp_path / "run" / "rounds.csv").exists()
+
+
+def test_who_keeps_losses_back_trains_and_is_not_evaluated(tmp_path):
+    made = Deployment(tmp_path / "run", num_server_rounds=1)
+    secretive = made.link.nodes[12] = Office(2, metrics=())
+
+    def silent(message):
+        content = secretive(message)
+        if message.metadata.message_type == TRAIN:
+            content[METRICS]["nll"], content[METRICS]["tokens"] = 0.0, 0
+        return content
+
+    made.link.nodes[12] = silent
+    run = made.run()
+    assert made.trained(1) == [0, 1, 2, 3]
+    assert EVALUATE not in {kind for kind, _ in secretive.told}
+    assert made.facts.get("evaluation_failures") is None
+    assert shares(run) == [0.75, 0.75]
+
+
+def test_losses_of_who_keeps_them_back_are_refused(tmp_path):
+    made = Deployment(tmp_path / "run", num_server_rounds=1)
+    made.link.nodes[12] = Office(2, metrics=())
+    made.run()
+    assert made.trained(1) == [0, 1, 3]
+    assert "tokens" in made.facts["train_failures"]["1"]["2"]
+
+
+def test_where_all_keep_losses_back_the_run_ends_with_the_reason(tmp_path):
+    made = Deployment(tmp_path / "run")
+    for partition, node in enumerate(made.link.nodes):
+        made.link.nodes[node] = Office(partition, metrics=())
+    with pytest.raises(RunError, match="share-metrics=none on every node"):
+        made.run()
