@@ -149,7 +149,9 @@ class TestWhatARunTakes:
 
     def test_what_is_said_stays(self, place):
         said = {"num-clients": 30, "active-clients": 3, "pretrain-data": "none"}
+        said["round-timeout"] = 9.0
         assert suited(said, place) == said
+        assert suited({"num-clients": 30}, place)["round-timeout"] == 3600.0
         assert suited({"num-clients": 30}, place)["active-clients"] == 10
 
     def test_rows_of_the_server(self, place):

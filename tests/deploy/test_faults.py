@@ -20,13 +20,13 @@ pytestmark = pytest.mark.slow
 
 TIMEOUT = 60
 VALUES = {
-    **{"num-clients": 4, "num-server-rounds": 60, "local-steps": 2, "eval-every": 4},
+    **{"num-clients": 5, "num-server-rounds": 40, "local-steps": 2, "eval-every": 4},
     **{"experts": 2, "prompts-per-expert": 2, "max-length": 64, "method": "fedprompt"},
-    **{"pretrain-data": "none", "min-reply-fraction": 0.25, "min-evaluate-fraction": 0.25},
+    **{"pretrain-data": "none", "min-reply-fraction": 0.2, "min-evaluate-fraction": 0.2},
     "round-timeout": TIMEOUT,
 }
 FAULTS = ("raises", "nan", "shape", "huge", "count")
-NAMES = ("killed", "silent", "cut", "liar")
+NAMES = ("killed", "silent", "cut", "liar", "steady")
 
 
 class Proxy(threading.Thread):
@@ -159,8 +159,10 @@ def test_faults_cost_what_they_must_and_no_more(federation):
     for process in silent:
         process.suspend()
     began = time.monotonic()
-    wait_for(lambda: any("no reply" in why for why in watch.failures(1, before)))
+    wait_for(lambda: watch.failures(1, before))
     waited = time.monotonic() - began
+    # by the timeout, or by Flower's own word on a node without heartbeat
+    assert any(why.startswith(("no reply", "Error: Node")) for why in watch.failures(1, before))
     time.sleep(max(0.0, 60 - waited))
     proxy.mend()
     for process in silent:
@@ -168,6 +170,7 @@ def test_faults_cost_what_they_must_and_no_more(federation):
     for client in (0, 1, 2):
         watch.until_trained(client)
     assert waited < 3 * TIMEOUT + 30
+    assert len(watch.trained(4)) == watch.done
 
     # the liar was never averaged, and each of its lies is told apart
     assert watch.trained(3) == []

@@ -303,6 +303,7 @@ class TestTrainer:
         ended = [each for each in heard if each and each.seconds is not None]
         held_out = sum(trainer.holding(2).test.values())
         assert [(each.what, each.done, each.of, each.clients) for each in ended] == [
+            ("tokens of 120 rows", 0, 0, 0),
             ("steps of the prompt", 2, 2, 0),
             ("steps of the gate", 6, 6, 0),
             ("steps", 4, 4, 2),
