@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import ssl
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Edge:
     def command(self) -> list[str]:
         """The command of its SuperNode."""
         return [
-            *("flower-supernode", "--superlink", self.server),
+            *(sys.executable, "-P", "-m", "mops_fl.deploy.supernode", "--superlink", self.server),
             *("--root-certificates", str(self.authority)),
             *("--auth-supernode-private-key", str(self.key)),
             *("--host", "127.0.0.1", "--port", str(self.port)),

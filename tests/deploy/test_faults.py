@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from experiments.benchmarks.loopback import Federation, wait_for
@@ -111,6 +112,12 @@ class Watch:
         wait_for(lambda: any(number > now for number in self.trained(client)))
 
 
+def supernodes(made: Federation, name: str) -> list[psutil.Process]:
+    """The SuperNode of a node, without its supervisor."""
+    found = made.processes("mops_fl.deploy.supernode", f"node-{name}")
+    return [process for process in found if "mops_fl.deploy.supervise" not in process.cmdline()]
+
+
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, tiny_llama):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
@@ -148,12 +155,12 @@ def test_faults_cost_what_they_must_and_no_more(federation):
     watch.until_trained(0)
 
     # its SuperNode is killed, and comes back under another id
-    (node,) = made.processes("bin/flower-supernode", "node-killed")
+    (node,) = supernodes(made, "killed")
     node.kill()
     # beside it, the network of another node is cut for a minute, and a third one is stopped
     proxy.cut()
     silent = [
-        *made.processes("bin/flower-supernode", "node-silent"),
+        *supernodes(made, "silent"),
         *made.processes("mops_fl.node.resident", "node-silent"),
     ]
     for process in silent:
