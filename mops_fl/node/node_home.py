@@ -19,6 +19,9 @@ from mops_fl.node.node_config import NodeConfig
 
 _PRIVATE = 0o700
 
+_LONGEST = 70
+"""Bytes of the folder of sockets: the whole path of one has 103 at most on macOS."""
+
 
 @dataclass(frozen=True)
 class NodeHome:
@@ -77,8 +80,10 @@ class NodeHome:
 
 
 def _runtime_folder() -> Path:
-    root = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(root) / f"mops-fl-{os.getuid()}"
+    """Where sockets may lie: the first place whose path leaves room for their names."""
+    places = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
+    folders = [Path(place) / f"mops-fl-{os.getuid()}" for place in places if place]
+    return next((each for each in folders if len(os.fsencode(each)) <= _LONGEST), folders[-1])
 
 
 def _made(folder: Path) -> Path:

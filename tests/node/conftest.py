@@ -1,6 +1,7 @@
 """Fixtures of the tests of an edge machine."""
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def node(tiny_llama: Path, tmp_path: Path) -> dict[str, Scalar]:
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A node's home of the test's own, and no trainer left behind."""
     monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
-    yield
-    for process in trainers(tmp_path):
-        process.kill()
+    with tempfile.TemporaryDirectory(prefix="mops-") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        yield
+        for process in trainers(tmp_path):
+            process.kill()

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -143,9 +144,11 @@ def test_who_guesses_the_rows_cannot_confirm_them(node, tmp_path, monkeypatch):
     assert isinstance(told, ConfigRecord)
     assert told["data-digest"] == again["data-digest"]
     monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path / "other-machine"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run2"))
-    (tmp_path / "run2").mkdir()
-    elsewhere = asked(node, DESCRIBE).content[CONFIG]
+    with tempfile.TemporaryDirectory(prefix="mops-") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        elsewhere = asked(node, DESCRIBE).content[CONFIG]
+        for process in trainers(tmp_path):
+            process.kill()
     assert elsewhere["data-digest"] != told["data-digest"]
 
 
@@ -175,3 +178,12 @@ def test_a_stuck_trainer_is_replaced_when_the_message_has_lived(node, tmp_path):
         link.ask(message, context_of(node))
     until(lambda: not process.is_running())
     assert asked(node, DESCRIBE).has_content()
+
+
+def test_a_long_path_is_no_place_for_a_socket(node, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    home = NodeHome.of(NodeConfig.from_flat(node))
+    assert len(os.fsencode(home.socket)) <= 103
+    assert home.folder.is_dir()
