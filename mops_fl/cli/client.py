@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mops_fl.cli import options
 from mops_fl.cli.progress import showing
 from mops_fl.cli.run import console
 from mops_fl.cli.shell import become, print_unit, say_command
@@ -41,9 +42,7 @@ def client(
     port: Annotated[
         int, typer.Option(max=65535, help="Of 127.0.0.1, for the node's own processes; 0: any.")
     ] = 0,
-    systemd: Annotated[
-        bool, typer.Option("--systemd", help="Print a systemd unit that runs this, instead of it.")
-    ] = False,
+    systemd: options.Systemd = False,
 ) -> None:
     """Run a node in the foreground: it waits for its server, and for being let in."""
     from mops_fl.deploy.edge import Edge, check_edge, check_server, load_once, node_flat

@@ -1,12 +1,12 @@
 """`mops-fl deploy`: a federation of real machines, on Flower's SuperLink and SuperNodes."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from mops_fl.cli import options
 from mops_fl.cli.client import client
 from mops_fl.cli.deploy_run import run
 from mops_fl.cli.run import console
@@ -20,17 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ServerDir = Annotated[Path, typer.Option("--dir", help="Folder of the federation's server.")]
-Systemd = Annotated[
-    bool, typer.Option("--systemd", help="Print a systemd unit that runs this, instead of it.")
-]
-FEDERATION = Path("federation")
-
 
 @app.command()
 def certs(
     host: Annotated[str, typer.Option(metavar="NAME[,IP…]", help="As nodes will call the server.")],
-    folder: ServerDir = FEDERATION,
+    folder: options.ServerDir = options.FEDERATION,
     renew: Annotated[
         bool, typer.Option("--renew", help="A new server certificate of the CA that is there.")
     ] = False,
@@ -50,12 +44,12 @@ def certs(
 
 @app.command()
 def server(
-    folder: ServerDir = FEDERATION,
+    folder: options.ServerDir = options.FEDERATION,
     listen: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Which of this machine's addresses.")
     ] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    systemd: Systemd = False,
+    systemd: options.Systemd = False,
 ) -> None:
     """Run the server in the foreground: TLS, only registered nodes, state in a database."""
     from mops_fl.deploy.edge import check_port
@@ -87,7 +81,7 @@ def register(
     public_key: Annotated[
         str, typer.Option(metavar="FILE", help="What the node made itself; - for standard input.")
     ] = "",
-    folder: ServerDir = FEDERATION,
+    folder: options.ServerDir = options.FEDERATION,
 ) -> None:
     """Let a node in. Without --public-key a pair of keys is made here, and one must travel."""
     from mops_fl.deploy import members
@@ -105,7 +99,8 @@ def register(
 
 @app.command()
 def unregister(
-    name: Annotated[str, typer.Argument(help="Of the node.")], folder: ServerDir = FEDERATION
+    name: Annotated[str, typer.Argument(help="Of the node.")],
+    folder: options.ServerDir = options.FEDERATION,
 ) -> None:
     """Shut a node out: its key is refused from now on."""
     from mops_fl.deploy import members
@@ -122,7 +117,7 @@ app.command()(run)
 
 
 @app.command()
-def status(folder: ServerDir = FEDERATION) -> None:
+def status(folder: options.ServerDir = options.FEDERATION) -> None:
     """Show the federation's nodes and runs."""
     from mops_fl.deploy import members
     from mops_fl.deploy.folders import server_folder
@@ -150,7 +145,7 @@ def stop(
     run_id: Annotated[
         str, typer.Argument(metavar="[RUN]", help="Its id.", show_default="all that run")
     ] = "",
-    folder: ServerDir = FEDERATION,
+    folder: options.ServerDir = options.FEDERATION,
 ) -> None:
     """Stop a run; its folder can be resumed."""
     from mops_fl.deploy import members

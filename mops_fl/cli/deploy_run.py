@@ -45,9 +45,7 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave it to the server; see status and stop.")
     ] = False,
-    folder: Annotated[
-        Path, typer.Option("--dir", help="Folder of the federation's server.")
-    ] = Path("federation"),
+    folder: options.ServerDir = options.FEDERATION,
 ) -> None:
     """Train on the federation's nodes; leaves a run folder in the server's folder."""
     from mops_fl.deploy.folders import server_folder

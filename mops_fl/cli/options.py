@@ -51,6 +51,12 @@ OWN_OPTIONS = {
 """Keys of Flower's configuration that the command line sets itself."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+ServerDir = Annotated[Path, typer.Option("--dir", help="Folder of the federation's server.")]
+FEDERATION = Path("federation")
+"""The default of `ServerDir`."""
+Systemd = Annotated[
+    bool, typer.Option("--systemd", help="Print a systemd unit that runs this, instead of it.")
+]
 
 
 def configure(

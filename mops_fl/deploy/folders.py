@@ -25,11 +25,25 @@ CONNECTION = "federation"
 
 
 @dataclass(frozen=True)
-class ServerFolder:
-    """Everything that a federation's server keeps."""
+class _Place:
+    """The folder of a server or of a node."""
 
     folder: Path
     """Absolute."""
+
+    @property
+    def flwr_home(self) -> Path:
+        """`FLWR_HOME` of its processes and commands."""
+        return self.folder / "flwr-home"
+
+    @property
+    def work(self) -> Path:
+        """Their working directory, which holds nothing."""
+        return self.folder / "work"
+
+
+class ServerFolder(_Place):
+    """Everything that a federation's server keeps."""
 
     @property
     def authority(self) -> Path:
@@ -55,16 +69,6 @@ class ServerFolder:
     def database(self) -> Path:
         """Flower's state: nodes, runs and messages."""
         return self.folder / "state.db"
-
-    @property
-    def flwr_home(self) -> Path:
-        """`FLWR_HOME` of the server's processes and commands."""
-        return self.folder / "flwr-home"
-
-    @property
-    def work(self) -> Path:
-        """Their working directory, which holds nothing."""
-        return self.folder / "work"
 
     @property
     def activity(self) -> Path:
@@ -157,22 +161,8 @@ class ServerFolder:
         write_text(self.folder / f"{what}.json", json.dumps(values, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class NodeFolder:
+class NodeFolder(_Place):
     """What an edge machine keeps beside its data."""
-
-    folder: Path
-    """Absolute."""
-
-    @property
-    def flwr_home(self) -> Path:
-        """`FLWR_HOME` of the node's processes."""
-        return self.folder / "flwr-home"
-
-    @property
-    def work(self) -> Path:
-        """Their working directory, which holds nothing."""
-        return self.folder / "work"
 
     @property
     def commands(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mops_fl.config import METHODS, Config, Scalar, check_fields, defaults, key_of, typed
 from mops_fl.errors import ConfigError
-from mops_fl.wire.records import PARTITION
+from mops_fl.wire.records import PARTITION, partition_of
 from mops_fl.wire.replies import LOSS, SHARED
 
 DATA_KEYS = ("dataset", "data-path")
@@ -116,7 +116,7 @@ class NodeConfig:
             raise ConfigError(f"--node-config {name}={flat[name]!r}: known keys: {', '.join(KEYS)}")
         facts = {key: flat[key] for key in FACTS if key in flat}
         policy = Policy(**_given(Policy, flat))
-        node = cls(partition=_partition(flat), facts=facts, policy=policy, **_given(cls, flat))
+        node = cls(partition=partition_of(flat), facts=facts, policy=policy, **_given(cls, flat))
         node.configured({})
         _check_data(flat)
         return node
@@ -151,16 +151,6 @@ KEYS = (
     *(key_of(item) for owner in (NodeConfig, Policy) for item in _settings(owner)),
 )
 """All keys of a node."""
-
-
-def _partition(flat: Mapping[str, Scalar]) -> int:
-    partition = flat.get(PARTITION)
-    if type(partition) is not int or partition < 0:
-        raise ConfigError(
-            f"{PARTITION}={partition!r}: start every node with a number of its own from 0, "
-            f'--node-config "{PARTITION}=0"'
-        )
-    return partition
 
 
 def _check_data(flat: Mapping[str, Scalar]) -> None:

@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ class NodeHome:
     sockets: Path
     """Folder of the trainer's socket: a short path, as sockets must have."""
     states: Path
-    """Where states at L_int of the node's own rows go."""
+    """Where states at L_int go."""
+    keeps_states: bool
+    """Whether they outlast a run: those of rows that others have, too, or by the owner's will."""
 
     @classmethod
     def of(cls, node: NodeConfig) -> "NodeHome":
@@ -48,7 +51,7 @@ class NodeHome:
         states = folder / "states" if node.own_data else shared
         if node.prefix_store:
             states = absolute(node.prefix_store) / name
-        return cls(folder, sockets, states)
+        return cls(folder, sockets, states, node.keep_states or not node.own_data)
 
     @property
     def socket(self) -> Path:
@@ -69,6 +72,11 @@ class NodeHome:
     def received(self) -> Path:
         """Folder of the tensors that were last received, by run."""
         return self.folder / "received"
+
+    def forget_states(self) -> None:
+        """Remove the states of a run that is over, unless they are to outlast it."""
+        if not self.keeps_states:
+            shutil.rmtree(self.states, ignore_errors=True)
 
     def sealed(self, digest: str) -> str:
         """A digest that only this node can make: who guesses rows cannot confirm them by it."""

@@ -7,7 +7,6 @@ ends when it is idle, when another configuration is wanted, or with the process 
 
 import json
 import os
-import shutil
 import socket
 import sys
 import time
@@ -38,7 +37,7 @@ def main() -> None:
         os.setsid()
         write_text(home.pid, str(os.getpid()))
         # one that was killed has left them
-        _forget_states(node, home)
+        home.forget_states()
         service = Service(node, home)
         try:
             for connection in _connections(listener, node.idle_minutes * 60, watched):
@@ -47,13 +46,7 @@ def main() -> None:
                         return
         finally:
             home.socket.unlink(missing_ok=True)
-            _forget_states(node, home)
-
-
-def _forget_states(node: NodeConfig, home: NodeHome) -> None:
-    """Remove the states of the node's own rows, unless its owner keeps them."""
-    if node.own_data and not node.keep_states:
-        shutil.rmtree(home.states, ignore_errors=True)
+            home.forget_states()
 
 
 def _listening(home: NodeHome) -> socket.socket:

@@ -1,7 +1,6 @@
 """What the resident trainer does with a message: the policy, the work, and nothing private."""
 
 import logging
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,8 +81,8 @@ class Service:
 
     def _begin(self, run: int) -> None:
         """Forget the states of another run's rows."""
-        if self._node.own_data and not self._node.keep_states and run != self._run:
-            shutil.rmtree(self._home.states, ignore_errors=True)
+        if run != self._run:
+            self._home.forget_states()
         self._run = run
 
     def _trainer_of(self, config: Config) -> "Trainer":

@@ -14,7 +14,7 @@ from mops_fl.errors import RunError
 from mops_fl.methods import method_of
 from mops_fl.training import local_gate
 from mops_fl.wire.parsing import Fault, parse
-from mops_fl.wire.records import PARTITION, Tensors
+from mops_fl.wire.records import Tensors, partition_of
 from mops_fl.wire.replies import Description, Evaluated, Pretrained, Trained
 from mops_fl.wire.requests import (
     DESCRIBE,
@@ -70,7 +70,8 @@ def answer(message: Message, context: Context, trainer: "Trainer") -> Message:
     """The reply of one client.
 
     Raises:
-        RunError: the message cannot be used, or the node has no partition id.
+        RunError: the message cannot be used.
+        ConfigError: the node has no partition id.
     """
     action = action_of(message)
     work = action.read(message, context, trainer)
@@ -90,21 +91,6 @@ def action_of(message: Message) -> Action:
     return ACTIONS[kind]
 
 
-def partition_of(context: Context) -> int:
-    """The client that a context belongs to.
-
-    Raises:
-        RunError: the node was not told, or not as a number.
-    """
-    partition = context.node_config.get(PARTITION)
-    if type(partition) is not int or partition < 0:
-        raise RunError(
-            f"{PARTITION}={partition!r}: start every node with a number of its own from 0, "
-            f'--node-config "{PARTITION}=0"'
-        )
-    return partition
-
-
 def _read(message: Message, read: Callable[[RecordDict], Any]) -> Any:
     found = parse(message, read)
     if isinstance(found, Fault):
@@ -113,7 +99,7 @@ def _read(message: Message, read: Callable[[RecordDict], Any]) -> Any:
 
 
 def _asked(_message: Message, context: Context, _trainer: "Trainer") -> Work:
-    return Work(partition_of(context))
+    return Work(partition_of(context.node_config))
 
 
 def _describe(trainer: "Trainer", works: Sequence[Work]) -> list[Description]:
@@ -127,7 +113,7 @@ def _described(_work: Work, _context: Context, result: Description) -> RecordDic
 def _pretraining(message: Message, context: Context, trainer: "Trainer") -> Work:
     shapes = method_of(trainer.config.method).shapes(trainer.config, trainer.model_facts.sizes)
     request = _read(message, lambda content: PretrainRequest.read(content, shapes))
-    return Work(partition_of(context), tensors=request.tensors, tasks=request.tasks)
+    return Work(partition_of(context.node_config), tensors=request.tensors, tasks=request.tasks)
 
 
 def _pretrain(trainer: "Trainer", works: Sequence[Work]) -> list[Pretrained]:
@@ -149,7 +135,7 @@ def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
     averaged = method.travelling(config, sizes)
     request = _read(message, lambda content: RoundRequest.read(content, shapes, averaged))
     gate, frozen = local_gate.split(request.frozen)
-    partition, assignment = partition_of(context), request.assignment
+    partition, assignment = partition_of(context.node_config), request.assignment
     if gate and assignment.last_trained and trainer.config.prompts.gate_sync == "local":
         gate = local_gate.kept(context, partition, assignment)
     names = tuple(request.tensors)

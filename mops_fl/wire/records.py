@@ -6,6 +6,8 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from mops_fl.errors import ConfigError
+
 ARRAYS: Final = "arrays"
 """Trainable tensors, both ways: the only ArrayRecord of a reply."""
 FROZEN: Final = "frozen"
@@ -28,6 +30,21 @@ GATE: Final = (GATE_HIDDEN, GATE_OUTPUT)
 
 Tensors = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def partition_of(node_config: Mapping[str, object]) -> int:
+    """The client that a node is, by its configuration.
+
+    Raises:
+        ConfigError: the node was not told, or not as a number.
+    """
+    partition = node_config.get(PARTITION)
+    if type(partition) is not int or partition < 0:
+        raise ConfigError(
+            f"{PARTITION}={partition!r}: start every node with a number of its own from 0, "
+            f'--node-config "{PARTITION}=0"'
+        )
+    return partition
 
 
 def to_array_record(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
