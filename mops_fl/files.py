@@ -8,10 +8,12 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from mops_fl.errors import RunError
 
@@ -148,6 +150,41 @@ def made_once(target: Path) -> Iterator[Made]:
                 _publish(half, target)
         finally:
             shutil.rmtree(half, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(lock: Path, seconds: float = 0.0) -> Iterator[bool]:
+    """Hold a lock file for the length of the block; False where another process does.
+
+    The system releases the lock of a process that died. Where the file system has no locks, nobody
+    is kept out.
+
+    Args:
+        lock: the file, whose folder is made.
+        seconds: how long to wait for another process.
+
+    Raises:
+        RunError: there is no permission or no space to write.
+    """
+    with _writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    deadline = time.monotonic() + seconds
+    with file:
+        while taken := _is_taken(file):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.2)
+        yield not taken
+
+
+def _is_taken(file: TextIO) -> bool:
+    """Whether another process has the lock; it is this one's otherwise, where there are locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.EWOULDBLOCK
+    return False
 
 
 @contextlib.contextmanager

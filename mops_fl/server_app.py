@@ -17,7 +17,7 @@ from mops_fl.data.split import malicious_partitions
 from mops_fl.engine import start_engine
 from mops_fl.engine.watched import FIRST_ANSWER_SECONDS, WatchedGrid
 from mops_fl.errors import ConfigError, RunError
-from mops_fl.files import cache_folder
+from mops_fl.files import cache_folder, held
 from mops_fl.membership import find_clients
 from mops_fl.methods import method_of
 from mops_fl.run.figures import draw_figures
@@ -29,6 +29,10 @@ from mops_fl.wire.records import Tensors, from_array_record, to_array_record
 from mops_fl.wire.shapes import ModelSizes
 from strategies import STRATEGIES, Client
 
+_LINGERING_SECONDS = 120.0
+"""A ServerApp whose SuperLink ended tries for about a minute to reach it, and then writes how its
+run ended: whoever carries the run on waits for that."""
+
 app = ServerApp()
 
 
@@ -37,6 +41,15 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the configuration describes."""
     config = Config.from_flat(context.run_config)
     path = Path(config.run_dir or cache_folder() / "runs" / str(context.run_id))
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    with held(cache_folder() / "locks" / name, _LINGERING_SECONDS) as alone:
+        if not alone:
+            raise RunError(f"{path}: another process still writes this run; end it first")
+        _record(config, path, grid)
+
+
+def _record(config: Config, path: Path, grid: Grid) -> None:
+    """Run it, and leave its folder whole whatever happens."""
     if config.resume:
         folder = RunFolder.reopen(path, config.flat())
     else:

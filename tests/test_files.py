@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from mops_fl import files
 from mops_fl.errors import RunError
-from mops_fl.files import Made, absolute, cache_folder, made_once, replacing, write_text
+from mops_fl.files import Made, absolute, cache_folder, held, made_once, replacing, write_text
 
 
 def mode(path: Path) -> int:
@@ -188,3 +188,40 @@ def test_with_locks_one_of_many_processes_makes_it(tmp_path):
     makers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert sorted(maker.communicate()[0] for maker in makers) == ["", "", "made\n"]
     assert not any(maker.returncode for maker in makers)
+
+
+class TestALockFile:
+    def holder(self, lock, seconds):
+        code = (
+            "import sys, time; from pathlib import Path; from mops_fl.files import held\n"
+            "with held(Path(sys.argv[1])) as mine:\n"
+            "    print(mine, flush=True); time.sleep(float(sys.argv[2]))"
+        )
+        command = [sys.executable, "-c", code, str(lock), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def test_one_process_holds_it(self, tmp_path):
+        lock = tmp_path / "locks" / "a"
+        with self.holder(lock, 600) as other:
+            assert other.stdout.readline() == "True\n"
+            with held(lock) as mine:
+                assert not mine
+            other.kill()
+        with held(lock) as mine:
+            assert mine
+
+    def test_it_is_waited_for(self, tmp_path):
+        lock = tmp_path / "a"
+        with self.holder(lock, 1) as other:
+            assert other.stdout.readline() == "True\n"
+            with held(lock, 60) as mine:
+                assert mine
+            other.wait()
+
+    def test_a_file_system_without_locks_keeps_nobody_out(self, tmp_path, monkeypatch):
+        def none(*_):
+            raise OSError(errno.ENOLCK, "no locks")
+
+        monkeypatch.setattr("mops_fl.files.fcntl.flock", none)
+        with held(tmp_path / "a") as mine:
+            assert mine

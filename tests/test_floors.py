@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     (
         *("mops_fl.errors", "mops_fl.seeding", "mops_fl.metrics", "mops_fl.labels"),
-        *("mops_fl.machine", "mops_fl.activity"),
+        *("mops_fl.machine", "mops_fl.activity", "mops_fl.code_digest"),
     ),
     ("mops_fl.files", "mops_fl.compression_spec"),
     ("mops_fl.config", "mops_fl.pictures"),

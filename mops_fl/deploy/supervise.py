@@ -11,7 +11,6 @@ stops the SuperNode; what is left running all the same is stopped by the next on
 import contextlib
 import ctypes
 import datetime
-import fcntl
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mops_fl.errors import ConfigError
+from mops_fl.files import held
 from mops_fl.flower.guard import kill_all, processes_of
 
 SHORTEST, LONGEST = 5.0, 60.0
@@ -43,14 +43,12 @@ def alone(lock: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process does.
     """
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with held(lock) as mine:
+        if not mine:
             raise ConfigError(
                 f"--dir {lock.parent}: this node runs already; another node on this machine needs "
                 "a --dir and a --port of its own"
-            ) from None
+            )
         yield
 
 

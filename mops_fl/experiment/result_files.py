@@ -4,7 +4,6 @@ A result is whole or not there: it is written when its run is completed, and ren
 Cells that failed have a file of their own beside the results, with the reason.
 """
 
-import ast
 import contextlib
 import fcntl
 import functools
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mops_fl.config import EARLIER, Config, app_folder, defaults
+from mops_fl.code_digest import code_digest
+from mops_fl.config import EARLIER, Config, defaults
 from mops_fl.errors import RunError
 from mops_fl.experiment.plan import Cell
 from mops_fl.files import write_text
@@ -23,16 +23,6 @@ from mops_fl.run.folder import COLUMNS
 from mops_fl.run.results import Run
 
 FORMAT = 1
-
-_NUMBERS = (
-    *("mops_fl/base", "mops_fl/compression", "mops_fl/data", "mops_fl/methods", "mops_fl/models"),
-    *("mops_fl/training", "mops_fl/wire", "mops_fl/engine", "strategies", "partitions"),
-    *("mops_fl/seeding.py", "mops_fl/metrics.py", "mops_fl/start.py", "mops_fl/server_app.py"),
-    "mops_fl/membership.py",
-    *("mops_fl/client_app.py", "mops_fl/config.py", "mops_fl/compression_spec.py"),
-    "mops_fl/run/folder.py",
-)
-"""Code that decides numbers."""
 
 _BULKY = ("evaluation.csv", "validation.csv")
 """Tables a row a client and task, of which a result holds the rounds that it is judged by."""
@@ -98,35 +88,6 @@ def _corpus_digest(data: Any, seed: int, column: str) -> str:
     from mops_fl.data import load_corpus
 
     return load_corpus(data, seed, column).digest
-
-
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 over the code that decides numbers, by its syntax."""
-    root = app_folder() if (app_folder() / "strategies").is_dir() else app_folder().parent
-    digest = hashlib.sha256()
-    for part in _NUMBERS:
-        path = root / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
-            digest.update(_syntax(file.read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()
-
-
-def _syntax(text: str) -> str:
-    """A module without comments and docstrings."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if not isinstance(body, list):
-            continue
-        # a text that stands alone says something to readers only
-        node.body = [  # type: ignore[attr-defined]
-            each
-            for each in body
-            if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-        ]
-    return ast.dump(tree)
 
 
 @dataclass(frozen=True)

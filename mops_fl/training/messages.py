@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message, RecordDict
 
+from mops_fl.code_digest import code_digest
 from mops_fl.errors import RunError
 from mops_fl.methods import method_of
 from mops_fl.training import local_gate
@@ -98,6 +99,19 @@ def _read(message: Message, read: Callable[[RecordDict], Any]) -> Any:
     return found
 
 
+def _check_code(server: str) -> None:
+    """Refuse to compute by other rules than the run's.
+
+    Raises:
+        RunError: the code here is not the server's.
+    """
+    if server != code_digest():
+        raise RunError(
+            "the code on this client's machine is another than the server's: use the same commit "
+            "of mops-fl on all machines of a run"
+        )
+
+
 def _asked(_message: Message, context: Context, _trainer: "Trainer") -> Work:
     return Work(partition_of(context.node_config))
 
@@ -113,6 +127,7 @@ def _described(_work: Work, _context: Context, result: Description) -> RecordDic
 def _pretraining(message: Message, context: Context, trainer: "Trainer") -> Work:
     shapes = method_of(trainer.config.method).shapes(trainer.config, trainer.model_facts.sizes)
     request = _read(message, lambda content: PretrainRequest.read(content, shapes))
+    _check_code(request.code)
     return Work(partition_of(context.node_config), tensors=request.tensors, tasks=request.tasks)
 
 
@@ -134,6 +149,7 @@ def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
     shapes = method.all_shapes(config, sizes)
     averaged = method.travelling(config, sizes)
     request = _read(message, lambda content: RoundRequest.read(content, shapes, averaged))
+    _check_code(request.assignment.code)
     gate, frozen = local_gate.split(request.frozen)
     partition, assignment = partition_of(context.node_config), request.assignment
     if gate and assignment.last_trained and trainer.config.prompts.gate_sync == "local":

@@ -17,6 +17,9 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from mops_fl.wire.records import Shapes, Tensors
 
+SHA256 = r"[0-9a-f]{64}"
+"""What a digest looks like."""
+
 LARGEST_VALUE = 1e6
 """Of a tensor's values, by magnitude: sums of many such are still finite in float32."""
 

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from mops_fl.metrics import LARGEST_LOSS, GateSum, Tally
 from mops_fl.wire.parsing import (
     LARGEST_COUNT,
+    SHA256,
     Fault,
     Fields,
     MalformedError,
@@ -38,7 +39,6 @@ LOSS, GATE_WEIGHTS = "loss", "gate"
 SHARED = (LOSS, GATE_WEIGHTS)
 """Metrics that a client tells, unless its owner keeps them back."""
 
-_HEX = r"[0-9a-f]{64}"
 _VALIDATION = "validation-"
 """What the keys of validation rows begin with."""
 _SLACK = 1e-3
@@ -149,9 +149,9 @@ class Description:
             own_data=own_data,
             sizes=ModelSizes(*(fields.whole(name, 1) for name in ModelSizes.names())),
             injection_layer=fields.whole("injection-layer", 0),
-            model_digest=fields.text("model-digest", _HEX),
-            tokenizer_digest=fields.text("tokenizer-digest", _HEX),
-            data_digest=fields.text("data-digest", _HEX),
+            model_digest=fields.text("model-digest", SHA256),
+            tokenizer_digest=fields.text("tokenizer-digest", SHA256),
+            data_digest=fields.text("data-digest", SHA256),
             skipped=dict(zip(reasons, fields.wholes("skipped-rows", len(reasons), 1), strict=True)),
             cut_questions=fields.whole("cut-questions", 0),
             cut_answers=fields.whole("cut-answers", 0),

@@ -1,11 +1,12 @@
 """What the server asks of a client, as typed values: written by the server, read by the client."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from mops_fl.wire.parsing import Fields, MalformedError, read_tensors, records, shown
+from mops_fl.code_digest import code_digest
+from mops_fl.wire.parsing import SHA256, Fields, MalformedError, read_tensors, records, shown
 from mops_fl.wire.records import (
     ARRAYS,
     CONFIG,
@@ -32,12 +33,14 @@ class Assignment:
     """The last round in which this client trained and was averaged; 0 for never."""
     clients: int
     """How many clients are asked the same."""
+    code: str = field(default_factory=code_digest)
+    """Digest of the server's code."""
 
     def record(self) -> ConfigRecord:
         """As it travels."""
         record = ConfigRecord({"run": self.run})
         record["server-round"], record["last-trained"] = self.server_round, self.last_trained
-        record["clients"] = self.clients
+        record["clients"], record["code"] = self.clients, self.code
         return record
 
     @classmethod
@@ -51,7 +54,7 @@ class Assignment:
         current = fields.whole("server-round", 0)
         last = fields.whole("last-trained", 0, current)
         run, clients = fields.text("run", r"[0-9a-f]{32}"), fields.whole("clients", 1)
-        found = cls(run, current, last, clients)
+        found = cls(run, current, last, clients, fields.text("code", SHA256))
         fields.done()
         return found
 
@@ -100,11 +103,13 @@ class PretrainRequest:
     """All trainable tensors at their initial values."""
     tasks: tuple[str, ...]
     """The run's, in expert order."""
+    code: str = field(default_factory=code_digest)
+    """Digest of the server's code."""
 
     def content(self) -> RecordDict:
         """As it travels."""
-        tasks = ConfigRecord({"tasks": list(self.tasks)})
-        return RecordDict({ARRAYS: to_array_record(self.tensors), CONFIG: tasks})
+        told = ConfigRecord({"tasks": list(self.tasks), "code": self.code})
+        return RecordDict({ARRAYS: to_array_record(self.tensors), CONFIG: told})
 
     @classmethod
     def read(cls, content: RecordDict, shapes: Shapes) -> "PretrainRequest":
@@ -115,6 +120,7 @@ class PretrainRequest:
         """
         arrays, config = records(content, (ARRAYS, ArrayRecord), (CONFIG, ConfigRecord))
         fields = Fields(config)
-        found = cls(read_tensors(arrays, shapes), fields.texts("tasks"))
+        code = fields.text("code", SHA256)
+        found = cls(read_tensors(arrays, shapes), fields.texts("tasks"), code)
         fields.done()
         return found

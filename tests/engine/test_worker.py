@@ -4,13 +4,25 @@ from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Context, MessageType, RecordDict
-from tasks import FLAT, HIDDEN, RUN, assert_close, configured, instruction, task, tensors_of, values
+from tasks import (
+    ASSIGNMENT,
+    FLAT,
+    HIDDEN,
+    RUN,
+    assert_close,
+    configured,
+    instruction,
+    task,
+    tensors_of,
+    values,
+)
 
 from mops_fl.engine.worker import CohortWorker
 from mops_fl.errors import RunError
 from mops_fl.files import cache_folder
 from mops_fl.metrics import total
 from mops_fl.training import local_gate
+from mops_fl.training.tasks import Task
 from mops_fl.training.trainer import Trainer
 from mops_fl.wire.records import (
     GATE,
@@ -21,7 +33,7 @@ from mops_fl.wire.records import (
     to_array_record,
 )
 from mops_fl.wire.replies import Description, Evaluated, EvaluationAsked
-from mops_fl.wire.requests import Assignment, PretrainRequest
+from mops_fl.wire.requests import PRETRAIN, Assignment, PretrainRequest
 
 
 @pytest.mark.parametrize("method", ["mops", "fedprompt"])
@@ -156,3 +168,15 @@ def test_queries_are_answered(tiny_llama):
     assert tensors_of(answer).keys() == {PROMPTS, PRETRAINED, *GATE}
     (answer,) = worker.serve([task(0, values(config), f"{MessageType.QUERY}.other")]).answers
     assert "no client answers" in answer.reply.error.reason
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE, PRETRAIN])
+def test_other_code_than_the_servers_computes_nothing(tiny_llama, kind):
+    config = configured(tiny_llama, method="fedprompt", pretrain_data="pooled")
+    tensors = values(config, gated=False)
+    other = task(1, tensors, kind, assignment=replace(ASSIGNMENT, code="0" * 64))
+    if kind == PRETRAIN:
+        content = PretrainRequest(tensors, ("a",), code="0" * 64).content()
+        other = Task(instruction(content, kind, 1), other.context)
+    (answer,) = CohortWorker(config, "cpu", 1).serve([other]).answers
+    assert "is another than the server's" in answer.reply.error.reason

@@ -12,6 +12,7 @@ from instruction_files import write_dolly
 from synthetic import write_run
 
 from experiments.golden.tiny import save_tiny_llama
+from mops_fl.code_digest import syntax
 from mops_fl.config import Config
 from mops_fl.errors import RunError
 from mops_fl.experiment import result_files
@@ -123,5 +124,5 @@ def test_the_hash_is_that_of_what_the_numbers_depend_on(cell, tmp_path, monkeypa
 def test_comments_and_docstrings_are_no_code():
     text = 'def f(x):\n    """Says."""\n    return x + 1  # one\n'
     same = 'def f(x):\n    """Says more."""\n\n    # two\n    return (x + 1)\n'
-    assert result_files._syntax(text) == result_files._syntax(same)
-    assert result_files._syntax(text) != result_files._syntax(text.replace("1", "2"))
+    assert syntax(text) == syntax(same)
+    assert syntax(text) != syntax(text.replace("1", "2"))
