@@ -83,10 +83,10 @@ def staged(server: ServerFolder, flat: Mapping[str, Scalar], *options: str) -> I
         except OSError as error:
             raise RunError(f"cannot stage the Flower app in {stage}: {error}") from error
         yield submission
+    finally:
         if run_dir.is_dir() and submission.commands.log.is_file():
             with (run_dir / "flower.log").open("a", encoding="utf-8") as kept:
                 kept.write(read_log(submission.commands.log))
-    finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
