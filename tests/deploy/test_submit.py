@@ -13,9 +13,14 @@ def test_the_log_that_an_error_names_is_there(tmp_path):
     place.connect("127.0.0.1", 1)
     run = place.runs / "one"
     run.mkdir(parents=True)
-    for number in range(2):
-        with pytest.raises(RunError), staged(place, {"run-dir": str(run)}) as submission:
+
+    def fail(number: int) -> None:
+        with staged(place, {"run-dir": str(run)}) as submission:
             submission.commands.log.write_text(f"try {number}\n")
             raise RunError("it failed")
+
+    for number in range(2):
+        with pytest.raises(RunError, match="it failed"):
+            fail(number)
     assert (run / "flower.log").read_text() == "try 0\ntry 1\n"
     assert list(place.staged.iterdir()) == []
