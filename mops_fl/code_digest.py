@@ -42,4 +42,20 @@ def syntax(text: str) -> str:
             for each in body
             if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
         ]
-    return ast.dump(tree)
+    return _text(tree)
+
+
+def _text(value: object) -> str:
+    """`ast.dump`, but equal under every version of Python from 3.11 on.
+
+    A later version has more fields, which are empty here; 3.12 ends some formats in an empty text.
+    """
+    if isinstance(value, ast.JoinedStr):
+        value = ast.JoinedStr([each for each in value.values if getattr(each, "value", None) != ""])
+    if isinstance(value, ast.AST):
+        fields = [(name, each) for name, each in ast.iter_fields(value) if each not in (None, [])]
+        stated = ",".join(f"{name}={_text(each)}" for name, each in fields)
+        return f"{type(value).__name__}({stated})"
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return repr(value)

@@ -1,19 +1,25 @@
-"""How long cells will take: from a short calibration of each method on this machine."""
+"""How long cells will take: from a short calibration of each method, kept for this machine."""
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mops_fl.code_digest import code_digest
 from mops_fl.config import Config
 from mops_fl.errors import RunError
 from mops_fl.experiment.plan import Cell
+from mops_fl.files import cache_folder, made_once
+from mops_fl.run.provenance import machine, versions
 
 START_SECONDS = 25.0
 """Flower and Ray, from nothing to the first message and back to nothing; seen on two cores."""
+
+_FILE = "speed.json"
 
 _CALIBRATED = (
     *("model", "dtype", "device", "dataset", "data-path", "max-length", "method", "engine"),
@@ -36,11 +42,22 @@ class Speed:
 
 
 def calibrate(config: Config) -> Speed:
-    """Time a few steps in a process that ends.
+    """Time a few steps in a process that ends; once, as long as machine and code stay the same.
 
     Raises:
         RunError: that failed.
     """
+    flat = config.flat()
+    facts = [[flat[key] for key in _CALIBRATED], config.backbone.spec.quantisation]
+    key = json.dumps([facts, machine(), versions(), code_digest()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    with made_once(cache_folder() / "speeds" / name) as made:
+        if made.folder is not None:
+            (made.folder / _FILE).write_text(json.dumps(asdict(_timed(config))), encoding="utf-8")
+    return Speed(**json.loads((made.target / _FILE).read_text(encoding="utf-8")))
+
+
+def _timed(config: Config) -> Speed:
     # zeros cost what other weights cost: nothing is pruned to be timed
     flat = {**config.flat(), "compression": config.backbone.spec.quantisation or "none"}
     command = [sys.executable, "-P", "-m", "mops_fl.training.speed"]

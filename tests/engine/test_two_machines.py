@@ -119,7 +119,8 @@ def test_a_machine_that_falls_silent_costs_time_and_no_number(names, started, fo
     first, second = names
     here, there = checkout(folder / "here"), checkout(folder / "there")
     proof = f"open({str(folder / 'proof')!r}, 'a').write(__file__)\n"
-    with (there / "mops_fl/engine/worker.py").open("a") as code:
+    # a file that decides no number: other code would be refused
+    with (there / "mops_fl/__init__.py").open("a") as code:
         code.write(proof)
     ray = f"{Path(sys.executable).with_name('ray')} start --block --num-cpus=1"
     head = f"{ray} --head --port={HEAD.partition(':')[2]} --node-ip-address={FIRST}"

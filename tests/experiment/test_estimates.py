@@ -47,3 +47,17 @@ def test_a_calibration_times_a_real_model(tiny_llama):
     speed = calibrate(Config.from_flat({**SIZES, **values, "num-samples": 400}))
     assert speed.load > speed.step > 0
     assert speed.row > 0
+
+
+def test_what_was_timed_is_kept(monkeypatch):
+    asked = []
+
+    def timed(config):
+        asked.append(config)
+        return Speed(float(len(asked)), 1.0, 1.0)
+
+    monkeypatch.setattr(estimates, "_timed", timed)
+    first, other = (Config.from_flat({**SIZES, "max-length": n}) for n in (64, 65))
+    assert calibrate(first) == calibrate(Config.from_flat({**first.flat(), "seed": 7}))
+    assert calibrate(other) != calibrate(first)
+    assert asked == [first, other]

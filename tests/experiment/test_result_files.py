@@ -1,5 +1,6 @@
 """Result files: what they are named by, what they hold, and who may write them."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -119,6 +120,19 @@ def test_the_hash_is_that_of_what_the_numbers_depend_on(cell, tmp_path, monkeypa
     monkeypatch.setattr(result_files, "code_digest", lambda: "0" * 64)
     others.add(identify(cell).hash)
     assert len({*others, first.hash}) == 5
+
+
+FUNCTION = '''
+def f(a, *, b: int = 2) -> str:
+    """Says."""
+    return f"{a!r}x{b:>{a}}" "y" if a is not None else None
+'''
+
+
+def test_code_is_the_same_code_under_every_python():
+    # seen with 3.11, 3.12 and 3.13, whose own dumps differ
+    digest = hashlib.sha256(syntax(FUNCTION).encode()).hexdigest()
+    assert digest == "5508748aefd427e6807b251b154e32fd5de4c7a6c4939ff23f69cfa8c5fd7695"
 
 
 def test_comments_and_docstrings_are_no_code():
