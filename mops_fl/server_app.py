@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from mops_fl.config import Config
 from mops_fl.data.split import malicious_partitions
-from mops_fl.engine import start_engine
+from mops_fl.engine.choose import start_engine
 from mops_fl.engine.watched import FIRST_ANSWER_SECONDS, WatchedGrid
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.files import cache_folder, held

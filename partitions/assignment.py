@@ -1,12 +1,8 @@
 """Assigning examples, each to exactly one client, with a floor on a client's size."""
 
-import contextlib
 import heapq
-import io
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import datasets
 import numpy as np
 
 from mops_fl.config import PartitionConfig
@@ -14,7 +10,6 @@ from mops_fl.data import Corpus, Example
 from mops_fl.data.examples import listed
 from mops_fl.errors import ConfigError
 from mops_fl.seeding import derive, numpy_generator
-from partitions.partitioners import BUILDERS
 
 
 def assign(
@@ -57,19 +52,6 @@ def assign(
     return [np.sort(rows[client]).tolist() for client in clients]
 
 
-class _Positions(datasets.Dataset):
-    """A dataset whose parts are plain lists of positions: ten thousand are made in no time."""
-
-    def __getitem__(self, key: Any) -> Any:
-        """A column as a whole list, not one that reads a row at a time."""
-        found = super().__getitem__(key)
-        return found[:] if isinstance(key, str) else found
-
-    def select(self, indices: Iterable[int], **_: Any) -> list[int]:  # type: ignore[override]
-        """The positions themselves."""
-        return list(indices)
-
-
 def _partition(examples: Sequence[Example], config: PartitionConfig, seed: int) -> list[list[int]]:
     """What flwr-datasets' partitioner gives to each client, from rows in shuffled order.
 
@@ -80,13 +62,12 @@ def _partition(examples: Sequence[Example], config: PartitionConfig, seed: int) 
     order = numpy_generator(seed, "partition-order").permutation(len(examples))
     tasks, task_numbers = _numbered([example.task for example in examples])
     owners, owner_numbers = _numbered([example.owner for example in examples])
-    partitioner = BUILDERS[config.partition](config, tasks, owners, derive(seed, "partition"))
-    partitioner.dataset = _Positions.from_dict(
-        {"task": task_numbers[order], "owner": owner_numbers[order]}
-    )
+    # here, because a client with data of its own needs none and they take seconds to import
+    from partitions.partitioners import parts_of
+
+    columns = {"task": task_numbers[order], "owner": owner_numbers[order]}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # NaturalIdPartitioner's progress bar
-            parts = [partitioner.load_partition(client) for client in range(config.num_clients)]
+        parts = parts_of(columns, config, tasks, owners, derive(seed, "partition"))
     except ValueError as error:
         counts = np.bincount(task_numbers)
         smallest = int(counts.argmin())

@@ -55,7 +55,10 @@ def _tokenizer(
     model: str, folder: Path, gguf_file: str, config: LlamaConfig
 ) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        # said always: it is written into the tokenizer's files, and with it whether hubs are off
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file=gguf_file, local_files_only=True
+        )
         # transformers 5.17 gives a GGUF tokenizer its begin token as end token too.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(cast(int, config.eos_token_id))
     except Exception as error:  # readers of damaged files raise whatever comes

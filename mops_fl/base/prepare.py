@@ -26,7 +26,7 @@ from mops_fl.config import BackboneConfig
 from mops_fl.errors import ModelError
 from mops_fl.files import cache_folder, made_once
 
-_FORMAT = 2
+_FORMAT = 3
 _SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 

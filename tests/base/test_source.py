@@ -129,6 +129,9 @@ def test_a_gguf_without_a_name_is_the_embedded_model(tmp_path, tiny_llama):
     config = backbone_config(blob, "bfloat16")
     assert check_backbone(run_config(config)).vocab_size == 49152
     assert load_tokenizer(config)("x")["input_ids"] == [104]
+    # the same file, and so the same digest, whether this process may ask a hub or not
+    written = json.loads((prepared(config) / "tokenizer_config.json").read_text())
+    assert written["local_files_only"] is True
 
 
 @pytest.mark.parametrize(("injection", "most"), [("replace", 442), ("append", 372)])

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
 from mops_fl.config import Config
-from mops_fl.engine import Placement, ray_worker, start_engine
 from mops_fl.engine import grid as grid_module
+from mops_fl.engine import ray_worker
+from mops_fl.engine.choose import Placement, start_engine
 from mops_fl.engine.slots import Slot, slots_of, threads_of_a_client
 from mops_fl.errors import ConfigError
 
@@ -169,7 +170,7 @@ def test_a_server_without_cohorts_needs_neither_ray_nor_the_engine():
 import sys
 import mops_fl.server_app
 from mops_fl.config import Config
-from mops_fl.engine import start_engine
+from mops_fl.engine.choose import start_engine
 start_engine(Config.from_flat({}), object())
 print([name for name in sys.modules if name in ("ray", "mops_fl.engine.pool")])
 """

@@ -52,7 +52,7 @@ def fractions(test: float, validation: float = 0.0) -> DataConfig:
     server=st.floats(0.001, 0.4),
     unseen=st.integers(0, 70),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_parts_are_a_partition_of_the_corpus(
     kind: str,
     seed: int,
