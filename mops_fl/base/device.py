@@ -1,5 +1,7 @@
 """The device that a configuration names."""
 
+import re
+
 import torch
 
 from mops_fl.errors import ConfigError
@@ -25,3 +27,11 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
     return resolved
+
+
+def named(device: torch.device) -> str:
+    """A device as reports name it: ``cpu``, or ``cuda:0 (NVIDIA H100 80GB HBM3)``."""
+    if device.type == "cpu":
+        return str(device)
+    name = re.sub(r"[^\w .+/-]", "", torch.cuda.get_device_name(device))
+    return f"{device} ({name[:80]})"

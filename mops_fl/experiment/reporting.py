@@ -28,7 +28,7 @@ from mops_fl.experiment.statistics import (
 from mops_fl.files import write_text
 from mops_fl.labels import slug
 from mops_fl.run.folder import csv_line
-from mops_fl.run.results import MEASURES, Estimate, Replicates, Run
+from mops_fl.run.results import MEASURES, Estimate, Replicates, Run, usual_machine
 
 _COUNTS = ("parameters", "bytes a round", "seconds")
 _ORIGINS = ("code", "model", "dtype")
@@ -147,9 +147,10 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> list[Pa
     made = rows(plan, results)
     if not made:
         raise RunError(f"{plan.name}: no result of its cells yet")
-    records = [_record(row, _baseline(plan, row, made), plan.published) for row in made]
+    machine = usual_machine(result.run for row in made for result in row.results)
+    records = [_record(row, _baseline(plan, row, made), plan.published, machine) for row in made]
     files = [folder / f"{plan.name}.md", folder / f"{plan.name}.csv"]
-    write_text(files[0], _markdown(plan, made, records))
+    write_text(files[0], _markdown(plan, made, records, machine))
     lines = [_COLUMNS, *([record.get(name, "") for name in _COLUMNS] for record in records)]
     write_text(files[1], "".join(csv_line([_plain(cell) for cell in line]) for line in lines))
     return files + _pictures(plan, made, folder)
@@ -161,8 +162,11 @@ def _baseline(plan: Plan, row: Row, made: Sequence[Row]) -> Row | None:
     return next((other for other in same if other is not row), None)
 
 
-def _record(row: Row, baseline: Row | None, published: Sequence[Published]) -> dict[str, Any]:
+def _record(
+    row: Row, baseline: Row | None, published: Sequence[Published], machine: str
+) -> dict[str, Any]:
     estimates = row.estimates
+    timed = [r.run.measures()["seconds"] for r in row.results if r.run.machine == machine]
     record: dict[str, Any] = {
         "point": " ".join(f"{key}={value}" for key, value in row.point),
         "entry": row.entry,
@@ -170,6 +174,7 @@ def _record(row: Row, baseline: Row | None, published: Sequence[Published]) -> d
         "seeds": len(row.results),
         "sd": estimates["perplexity"].sd,
         **{name: estimates[name].mean for name in MEASURES},
+        "seconds": sum(timed) / len(timed) if timed else math.nan,
     }
     theirs = [p for p in published if (p.entry, p.point) == (row.entry, row.point)]
     if theirs:
@@ -192,7 +197,9 @@ def _plain(cell: Any) -> Any:
     return "" if isinstance(cell, float) and math.isnan(cell) else cell
 
 
-def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
+def _markdown(
+    plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, Any]], machine: str
+) -> str:
     several = [key for key in _ORIGINS if len({getattr(row, key) for row in made}) > 1]
     known = [n for n in MEASURES if any(not math.isnan(record[n]) for record in records)]
     compared = any("gain" in record for record in records)
@@ -202,7 +209,8 @@ def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, An
     heads += ["perplexity ± sd over seeds", *known[1:]]
     heads += ["published"] if stated else []
     heads += ["gain", "reduction", "Δ log-perplexity [95 %]", "p"] if compared else []
-    lines = [f"# {plan.title}", "", _about(made), "", _line(heads), _line(["---"] * len(heads))]
+    lines = [f"# {plan.title}", "", _about(made, machine), ""]
+    lines += [_line(heads), _line(["---"] * len(heads))]
     for row, record in zip(made, records, strict=True):
         sd = f" ± {record['sd']:.2f}" if not math.isnan(record["sd"]) else ""
         cells = [*(str(value) for _, value in row.point), row.entry]
@@ -238,16 +246,17 @@ def _reading(baseline: str, least: float) -> str:
     )
 
 
-def _about(made: Sequence[Row]) -> str:
+def _about(made: Sequence[Row], machine: str) -> str:
     runs = [result.run for row in made for result in row.results]
-    machines = sorted({f"{m['processor']}, {m['cores']} cores" for m in _facts(runs, "machine")})
+    machines = sorted({run.machine for run in runs})
+    timed = f" Seconds are those on {machine}." if len(machines) > 1 else ""
     commits = sorted({commit[:12] for commit in _facts(runs, "commit") if commit})
     dtypes = sorted({*_facts(runs, "dtype")})
     models = sorted({run.facts["config"]["model"] for run in runs})
     hours = sum(run.facts.get("seconds", 0.0) for run in runs) / 3600
     return (
         f"{len(runs)} runs of {', '.join(models)} in {', '.join(dtypes)}, {hours:.1f} hours, on "
-        f"{'; '.join(machines)}; commit {', '.join(commits) or 'unknown'}."
+        f"{'; '.join(machines)}; commit {', '.join(commits) or 'unknown'}.{timed}"
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from mops_fl.errors import RunError
 from mops_fl.pictures import plain, save
-from mops_fl.run.results import Replicates, Run
+from mops_fl.run.results import Replicates, Run, usual_machine
 from mops_fl.run.spread import deviation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,7 +64,8 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
     columns = min(len(tasks), 4)
     rows = math.ceil(len(tasks) / columns)
     width, height = (2.4 * columns + 0.8, 1.9 * rows + 0.8) if per_task else (6.4, 3.8)
-    legend = 0.19 * len(groups)
+    labels = [plain(group.label, limit=int(10 * width)) for group in groups]
+    beside, legend = _beside(labels, width)
     figure = Figure(figsize=(width, height + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
@@ -79,29 +80,36 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
     if not per_task:
         _label_ends(panels[0], [group.curves().mean(axis=1) for group in groups])
     figure.supxlabel(f"round\n{_what_is_drawn(groups)}".strip(), fontsize=9)
-    beside = 0.5 * height / (height + legend)
-    figure.supylabel("perplexity on answer tokens", fontsize=10, y=beside)
-    labels = [plain(group.label, limit=int(10 * width)) for group in groups]
-    figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
+    middle = 0.5 * height / (height + legend)
+    figure.supylabel("perplexity on answer tokens", fontsize=10, y=middle)
+    _explain(figure, panels[0], labels, beside)
     save(figure, Path(path))
 
 
 def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     """Draw perplexity against rounds, against bytes and against seconds of training.
 
-    Means over seeds; what trains nothing is a horizontal line.
+    Means over seeds, of the seconds over those on the machine of most runs; what trains nothing is
+    a horizontal line.
 
     Raises:
         RunError: there is nothing to draw, or `path` cannot be written.
     """
     if not groups:
         raise RunError("there is no run to plot")
-    figure = Figure(figsize=(9.6, 3.2 + 0.19 * len(groups)), layout="constrained", dpi=DPI)
+    width = 9.6
+    labels = [plain(group.label, limit=96) for group in groups]
+    beside, legend = _beside(labels, width)
+    figure = Figure(figsize=(width, 3.2 + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, 3, sharey=True)
     means = [group.curves().mean(axis=1) for group in groups]
+    machine = usual_machine(run for group in groups for run in group.runs)
     for index, (group, series) in enumerate(zip(groups, means, strict=True)):
-        spent = pd.concat([run.costs() for run in group.runs]).groupby(level=0).mean()
-        spent = spent.reindex(series.index)
+        costs = [
+            run.costs() if run.machine == machine else run.costs().assign(seconds=math.nan)
+            for run in group.runs
+        ]
+        spent = pd.concat(costs).groupby(level=0).mean().reindex(series.index)
         for panel, x in zip(
             panels, (series.index, spent["bytes"] / 1e6, spent["seconds"]), strict=True
         ):
@@ -114,9 +122,21 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _scale(panels[0], means)
     panels[0].set_ylabel("perplexity on answer tokens", fontsize=9)
-    labels = [plain(group.label, limit=96) for group in groups]
-    figure.legend(panels[0].lines, labels, loc="outside upper left", fontsize=9, frameon=False)
+    _explain(figure, panels[0], labels, beside)
     save(figure, Path(path))
+
+
+def _beside(labels: Sequence[str], width: float) -> tuple[int, float]:
+    """How many entries of a legend fit beside each other, and its height; in inches."""
+    fit = int(width / (0.5 + 0.085 * max(map(len, labels))))
+    beside = max(1, min(fit, len(labels)))
+    return beside, 0.19 * math.ceil(len(labels) / beside)
+
+
+def _explain(figure: Figure, panel: Axes, labels: Sequence[str], beside: int) -> None:
+    figure.legend(
+        panel.lines, labels, loc="outside upper left", ncols=beside, fontsize=9, frameon=False
+    )
 
 
 def _draw_line(panel: Axes, index: int, x: Any, y: pd.Series) -> None:

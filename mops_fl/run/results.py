@@ -1,6 +1,7 @@
 """Reading run folders: what the plots, tables and comparisons stand on. Nothing here writes."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,6 +220,14 @@ class Run:
         }
         return pd.DataFrame({name: each for name, each in columns.items() if len(each)})
 
+    @property
+    def machine(self) -> str:
+        """Where it ran: the server's processor, and the clients' device where that is another."""
+        found = self.facts.get("machine", {})
+        where = f"{found.get('processor', 'a machine')}, {found.get('cores', '?')} cores"
+        device = self.facts.get("device", "cpu")
+        return where if device == "cpu" else f"{where}, {device}"
+
     def costs(self) -> pd.DataFrame:
         """What training took up to and with each round: ``bytes`` both ways and ``seconds``."""
         table = self.train.set_index("round")
@@ -379,6 +388,11 @@ class Replicates:
             name: Estimate(float(values.mean()), deviation(values), int(values.count()))
             for name, values in table.items()
         }
+
+
+def usual_machine(runs: Iterable[Run]) -> str:
+    """The machine of most of the runs: seconds of several machines have no common mean."""
+    return Counter(run.machine for run in runs).most_common(1)[0][0]
 
 
 def summary(groups: Iterable[Replicates]) -> dict[str, dict[str, Estimate]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mops_fl.activity import doing
-from mops_fl.base.device import resolve_device
+from mops_fl.base.device import named, resolve_device
 from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import Config
@@ -177,7 +177,7 @@ class Trainer:
             skipped={**self.corpus.skipped, **tokenised.skipped},
             cut_questions=tokenised.cut_questions,
             cut_answers=tokenised.cut_answers,
-            device=str(resolve_device(self.config.backbone.device)),
+            device=named(resolve_device(self.config.backbone.device)),
             dtype=self.dtype,
         )
 

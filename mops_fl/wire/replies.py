@@ -155,7 +155,7 @@ class Description:
             skipped=dict(zip(reasons, fields.wholes("skipped-rows", len(reasons), 1), strict=True)),
             cut_questions=fields.whole("cut-questions", 0),
             cut_answers=fields.whole("cut-answers", 0),
-            device=fields.text("device", r"[a-z]+(:\d+)?"),
+            device=fields.text("device", r"[a-z]+(:\d+)?( \([\w .+/-]{1,80}\))?"),
             dtype=fields.text("dtype", r"[a-z]+\d+"),
             metrics=fields.texts("metrics"),
         )

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic import write_run
 
@@ -38,6 +39,8 @@ def keep(
     seed: int,
     code: str = "a",
     dtype: str = "float32",
+    cores: int = 2,
+    seconds: float = 12.0,
     **config,
 ) -> None:
     identity = Identity({"seed": seed, "entry": entry}, {"model": "m"}, code * 64)
@@ -48,7 +51,8 @@ def keep(
         end=ENDS[entry] + seed,
         start=ENDS["base"] if entry == "base" else 500,
         config={"seed": seed, **config},
-        machine={"processor": "a processor", "cores": 2},
+        machine={"processor": "a processor", "cores": cores},
+        seconds=seconds,
         commit="0123456789abcdef",
         dtype=dtype,
         trainable_parameters=7,
@@ -111,6 +115,16 @@ def test_what_is_compared_has_one_model_and_type_and_the_same_seeds(store, tmp_p
     reduction = 1 - loss["mops"] / loss["fedprompt"]
     assert f"{reduction:+.1%}" in line
     assert "cannot be below 1." in text
+
+
+def test_seconds_are_those_on_one_machine(store, tmp_path):
+    for file in store.folder.glob("*mops-seed0*"):
+        file.unlink()
+    keep(store, tmp_path / "runs2", "mops", 0, cores=64, seconds=9.0)
+    written, table, _ = write_report(PLAN, store.results(), tmp_path)
+    assert "on a processor, 2 cores; a processor, 64 cores;" in written.read_text()
+    assert "Seconds are those on a processor, 2 cores." in written.read_text()
+    assert pd.read_csv(table)["seconds"].tolist() == [12.0, 12.0, 12.0]
 
 
 def store_loss(store: Store, entry: str) -> float:
