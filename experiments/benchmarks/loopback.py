@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -65,8 +66,8 @@ class Federation:
         """The server's folder."""
         return self.folder / "federation"
 
-    def deploy(self, *arguments: str, code: int = 0) -> str:
-        """Run a command to its end; what it printed.
+    def deploy(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        """Run a command to its end, with variables beside those of this process; what it printed.
 
         Raises:
             RuntimeError: its exit status is another than expected.
@@ -74,6 +75,7 @@ class Federation:
         done = subprocess.run(
             [*_COMMAND, *arguments],
             cwd=self.folder,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

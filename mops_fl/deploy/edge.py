@@ -6,9 +6,12 @@ import os
 import socket
 import ssl
 import sys
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,10 @@ from mops_fl.files import absolute
 from mops_fl.node.node_config import NodeConfig
 
 _PATHS = ("data-path", "calibration-path", "prefix-store")
+
+_AHEAD, _BEHIND = 5, 300
+"""Seconds that a node's clock may be ahead of its server's, or behind, for Flower to believe what
+it signs."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +159,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_server(server: str, authority: Path) -> str:
-    """Whether a server that answers is the one of the CA.
+    """Whether a server that answers is the one of the CA, and has the time of this machine.
 
     Returns:
         Why nobody answers; empty where it is that server.
 
     Raises:
-        ConfigError: the address is none, the CA cannot be read, or the server is another.
+        ConfigError: the address is none, the CA cannot be read, the server is another, or the
+            clocks differ by more than it takes.
     """
     host, _, port = server.rpartition(":")
     host = host.strip("[]")
@@ -166,11 +174,13 @@ def check_server(server: str, authority: Path) -> str:
         raise ConfigError(f"--server {server!r}: must be HOST:PORT")
     read_certificate(authority)
     context = ssl.create_default_context(cafile=str(authority))
+    connection = HTTPSConnection(host, int(port), timeout=10, context=context)
     try:
-        with (
-            socket.create_connection((host, int(port)), timeout=10) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
+        with contextlib.closing(connection):
+            connection.connect()
+            with contextlib.suppress(HTTPException, OSError):
+                connection.request("GET", "/v1/fleet/")
+                _check_clock(connection.getresponse().headers.get("Date", ""))
             return ""
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
@@ -181,6 +191,21 @@ def check_server(server: str, authority: Path) -> str:
         raise ConfigError(f"--server {server} does not speak TLS: {error.reason}") from error
     except OSError as error:
         return str(error.strerror or error)
+
+
+def _check_clock(date: str) -> None:
+    """Hold this machine's clock against the time that a server states, in whole seconds."""
+    try:
+        ahead = time.time() - parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return
+    if not -_BEHIND <= ahead - 1 <= _AHEAD:
+        where = "ahead of" if ahead > 0 else "behind"
+        raise ConfigError(
+            f"the clock of this machine is {abs(ahead):.0f} s {where} the server's: a node signs "
+            f"the time, and more than {_AHEAD} s ahead or {_BEHIND} s behind is refused; set the "
+            "clocks of both by NTP"
+        )
 
 
 def load_once(config: Config, *, own_data: bool) -> str:

@@ -77,8 +77,8 @@ def keep_running(flwr_home: Path, work: Path, command: list[str]) -> None:
             wait = SHORTEST if time.monotonic() - started > SETTLED else min(2 * wait, LONGEST)
             _say(
                 f"the SuperNode ended (status {process.returncode}); why stands above. Again in "
-                f"{wait:.0f} s: a node that was killed is refused for about a minute, and one "
-                "whose key is not registered until it is"
+                f"{wait:.0f} s: a node that was killed is refused for about a minute, one whose "
+                "key is not registered until it is, one whose clock is wrong until it is set"
             )
             stop.wait(wait)
     _clear(flwr_home)

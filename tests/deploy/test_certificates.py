@@ -4,6 +4,8 @@ import contextlib
 import socket
 import ssl
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -21,7 +23,7 @@ def federation(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def listening(server: ServerFolder | None):
+def listening(server: ServerFolder | None, answer: bytes = b""):
     """The port of a server with the federation's certificate, or of one that speaks no TLS."""
 
     def serve(listener: socket.socket) -> None:
@@ -33,6 +35,9 @@ def listening(server: ServerFolder | None):
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(server.certificate, server.key)
                 connection = context.wrap_socket(connection, server_side=True)
+                if answer:
+                    connection.recv(4096)
+                    connection.sendall(answer)
             connection.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -47,6 +52,21 @@ def listening(server: ServerFolder | None):
 def test_a_node_knows_the_server_by_the_ca(federation, name):
     with listening(federation) as port:
         assert check_server(f"{name}:{port}", federation.authority) == ""
+
+
+@pytest.mark.parametrize(
+    ("ahead", "refused"),
+    [(0, ""), (3, ""), (-100, ""), (3600, r"\d+ s ahead of"), (-3600, r"\d+ s behind")],
+)
+def test_a_clock_that_flower_would_not_believe_is_refused(federation, ahead, refused):
+    date = format_datetime(datetime.now(UTC) - timedelta(seconds=ahead), usegmt=True)
+    answer = f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\n\r\n"
+    with listening(federation, answer.encode()) as port:
+        if refused:
+            with pytest.raises(ConfigError, match=refused):
+                check_server(f"localhost:{port}", federation.authority)
+        else:
+            assert check_server(f"localhost:{port}", federation.authority) == ""
 
 
 def test_strict_verification_accepts_the_chain(federation):

@@ -113,6 +113,14 @@ def test_another_ca_is_refused(federation):
     assert "is not the server of --ca" in said
 
 
+def test_a_node_whose_clock_is_an_hour_off_is_told(federation, tmp_path):
+    late = "import time\nnow = time.time\ntime.time = lambda: now() - 3600\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    arguments = federation.client("late", 4)
+    said = federation.deploy(*arguments, code=2, PYTHONPATH=str(tmp_path))
+    assert "behind the server's: a node signs the time" in " ".join(said.split())
+
+
 def test_plain_text_is_refused(federation):
     with socket.create_connection(("127.0.0.1", federation.port), timeout=20) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
