@@ -5,9 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-# A whole simulation mostly waits for one process after another to start, and a federation of nodes
-# for its timeouts: three run side by side on two cores.
-SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# A whole simulation mostly waits for one process after another to start: two run side by side.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 BENCHMARKS := steps round scaling federation peers peak store communication
 

@@ -42,6 +42,9 @@ SMALL = {
 }
 """In place of the defaults, and of the values of `experiments/quick.toml`; the model besides."""
 
+FEW = {"num-clients": "30"}
+"""In place of more values of `experiments/quick.toml`."""
+
 APPENDED = {
     "mops-fl train": "-c local-steps=20",
     "mops-fl compress": "--samples 16 --data-path dolly.jsonl",  # there is no hub
@@ -192,9 +195,10 @@ def make_small(folder: Path) -> None:
     tasks = re.search(r"--tasks (\S+)", README)
     assert tasks is not None
     write_superni(folder / "FOLDER", tasks[1].split(","), 60)
-    for file in (folder / "pyproject.toml", folder / "experiments" / "quick.toml"):
+    for name, more in (("pyproject.toml", {}), ("experiments/quick.toml", FEW)):
+        file = folder / name
         text = file.read_text(encoding="utf-8")
-        for key, value in {**SMALL, "model": f'"{model}"'}.items():
+        for key, value in {**SMALL, **more, "model": f'"{model}"'}.items():
             text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
         file.write_text(text, encoding="utf-8")
 

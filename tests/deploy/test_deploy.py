@@ -6,12 +6,19 @@ import os
 import signal
 import socket
 import ssl
+import threading
+from contextlib import closing, suppress
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from experiments.benchmarks.loopback import Federation, wait_for
+from mops_fl.deploy.edge import node_flat
+from mops_fl.deploy.folders import ServerFolder
 from mops_fl.flower.home import free_port
+from mops_fl.node.node_config import NodeConfig
+from mops_fl.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +34,51 @@ VALUES = {
 }
 
 
+class Recorder(threading.Thread):
+    """The federation's server as a node sees it, by its own certificate: passes everything on to
+    the real one, and keeps what the node sent, on TLS's inside."""
+
+    def __init__(self, made: Federation) -> None:
+        super().__init__(daemon=True)
+        self.port, self._to = free_port(), made.port
+        self.sent = bytearray()
+        server = ServerFolder(made.server)
+        self._inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._inside.load_cert_chain(server.certificate, server.key)
+        self._outside = ssl.create_default_context(cafile=str(server.authority))
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            accepted, _ = self._listener.accept()
+            with suppress(OSError):
+                node = self._inside.wrap_socket(accepted, server_side=True)
+                plain = socket.create_connection(("127.0.0.1", self._to))
+                server = self._outside.wrap_socket(plain, server_hostname="localhost")
+                for pair in ((node, server, True), (server, node, False)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, keep: bool) -> None:
+        with closing(source), closing(target), suppress(OSError):
+            while data := source.recv(65536):
+                if keep:
+                    self.sent += data
+                target.sendall(data)
+
+
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, tiny_llama):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     made = Federation(tmp_path_factory.mktemp("deploy"), tiny_llama, free_port(), ROWS)
     made.deploy("certs", "--host", "localhost")
     made.start_server()
+    made.recorder = Recorder(made)
     try:
         for partition, name in enumerate(ROWS):
             made.register(name)
-            made.start(name, *made.client(name, partition))
+            port = made.recorder.port if name == "many" else None
+            made.start(name, *made.client(name, partition, port))
         made.start("stranger", *made.client("stranger", 3))
         wait_for(lambda: all("SuperNode ID" in made.log(name) for name in ROWS))
         wait_for(lambda: "the SuperNode ended" in made.log("stranger"))
@@ -75,6 +117,26 @@ def test_own_rows_of_any_number_and_task_are_trained_on(trained):
     assert "$ FLWR_HOME=" in said
     assert (run / "flower.log").stat().st_size
     assert list((run.parents[1] / "staged").iterdir()) == []
+
+
+def test_nothing_of_the_rows_is_in_what_a_node_sends(federation, trained):
+    sent = bytes(federation.recorder.sent)
+    # it can be read: names of tasks and of metrics, which are sent
+    for known in (b"billing", b"num-examples", b"tokens"):
+        assert known in sent
+    flat = node_flat(None, ["dtype=float32"], federation.data("many"), str(federation.model), 0)
+    config = NodeConfig.from_flat(flat).configured(VALUES)
+    trainer = Trainer(config, own_data=True)
+    examples = [*trainer.tokenised.examples]
+    inputs = trainer.mixture({}).prepare(examples)[2].numpy()
+    assert len(examples) == len(inputs) == 100
+    forbidden = [text.encode() for text in ("Say ", "billing: ", "refund: ")]
+    forbidden += [row[start : start + 4].tobytes() for row in inputs for start in (0, 9, 20)]
+    for example in examples:
+        for kind in ("int32", "int64"):
+            forbidden.append(np.array(example.question[-6:], kind).tobytes())
+        forbidden.append(", ".join(map(str, example.question[-6:])).encode())
+    assert [secret for secret in forbidden if secret in sent] == []
 
 
 def test_the_code_that_a_run_brings_is_not_unpacked_on_a_node(federation, trained):

@@ -1,5 +1,6 @@
 """A real resident trainer in a process of its own, and what it lets out."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -87,6 +88,29 @@ def test_one_trainer_serves_all_messages_and_dies_unnoticed(node, tmp_path):
     assert home.log.stat().st_mode & 0o077 == 0
     asked({**node, "threads": 1}, DESCRIBE, number=2)
     assert not any(path.is_file() for path in home.states.rglob("*"))
+
+
+def fill(file):
+    with file.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_full_disk_is_a_reason_and_room_on_it_the_end_of_it(node, tmp_path, monkeypatch):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk of its own takes Linux and root")
+    try:
+        monkeypatch.setenv("MOPS_FL_CACHE", str(small))
+        fill(small / "filler")
+        refused = asked(node, DESCRIBE)
+        assert "No space left on device" in refused.error.reason
+        (small / "filler").unlink()
+        assert asked(node, DESCRIBE).has_content()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_a_trainer_ends_when_idle_and_with_its_node(node, tmp_path):
