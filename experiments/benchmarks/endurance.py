@@ -34,7 +34,7 @@ COLUMNS = {
     "growth": "MB an hour",
 }
 PARTS = {
-    "mops_fl.deploy.supervise": "supervisor",
+    "mops_fl.deploy.supervise": "supervisor",  # first: its command has its SuperNode's
     "mops_fl.deploy.supernode": "SuperNode",
     "mops_fl.node.resident": "trainer",
     "flwr-serverapp": "ServerApp",
@@ -67,15 +67,11 @@ class Memory:
         now = time.monotonic()
         for process in self._made.processes():
             with contextlib.suppress(psutil.Error):
-                if kind := self._kind(process):
+                if kind := kind_of(process):
                     held = process.memory_full_info().uss / 1e6
-                    self._seen[kind, process.pid].append((now, held))
-
-    def _kind(self, process: psutil.Process) -> str:
-        command = " ".join(process.cmdline())
-        kind = next((name for part, name in PARTS.items() if part in command), "")
-        home = Path(process.environ()["FLWR_HOME"]).parent.name
-        return f"{kind} of {home}" if kind and home.startswith("node-") else kind
+                    home = Path(process.environ()["FLWR_HOME"]).parent.name
+                    name = f"{kind} of {home}" if home.startswith("node-") else kind
+                    self._seen[name, process.pid].append((now, held))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each kind, of the process that lived longest."""
@@ -94,14 +90,20 @@ class Memory:
             yield row
 
 
+def kind_of(process: psutil.Process) -> str:
+    """What a process of a federation is, by `PARTS`; a supervisor's command has its SuperNode's."""
+    command = " ".join(process.cmdline())
+    return next((name for part, name in PARTS.items() if part in command), "")
+
+
 def hurt(made: Federation, generator: np.random.Generator) -> str:
     """Kill something of the first node; what it was, empty where it was not there."""
-    what = ("mops_fl.deploy.supernode", "mops_fl.node.resident", "mops_fl.deploy.supervise")
-    part = what[generator.integers(len(what))]
-    for process in made.processes(part, "node-node0"):
+    kind = ("supervisor", "SuperNode", "trainer")[generator.integers(3)]
+    for process in made.processes(folder="node-node0"):
         with contextlib.suppress(psutil.Error):
-            process.kill()
-            return PARTS[part]
+            if kind_of(process) == kind:
+                process.kill()
+                return kind
     return ""
 
 
