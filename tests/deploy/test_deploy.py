@@ -6,12 +6,11 @@ import os
 import signal
 import socket
 import ssl
-import threading
-from contextlib import closing, suppress
 
 import numpy as np
 import pandas as pd
 import pytest
+from line import Line
 
 from experiments.benchmarks.loopback import Federation, wait_for
 from mops_fl.deploy.edge import node_flat
@@ -34,50 +33,17 @@ VALUES = {
 }
 
 
-class Recorder(threading.Thread):
-    """The federation's server as a node sees it, by its own certificate: passes everything on to
-    the real one, and keeps what the node sent, on TLS's inside."""
-
-    def __init__(self, made: Federation) -> None:
-        super().__init__(daemon=True)
-        self.port, self._to = free_port(), made.port
-        self.sent = bytearray()
-        server = ServerFolder(made.server)
-        self._inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._inside.load_cert_chain(server.certificate, server.key)
-        self._outside = ssl.create_default_context(cafile=str(server.authority))
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            accepted, _ = self._listener.accept()
-            with suppress(OSError):
-                node = self._inside.wrap_socket(accepted, server_side=True)
-                plain = socket.create_connection(("127.0.0.1", self._to))
-                server = self._outside.wrap_socket(plain, server_hostname="localhost")
-                for pair in ((node, server, True), (server, node, False)):
-                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket, keep: bool) -> None:
-        with closing(source), closing(target), suppress(OSError):
-            while data := source.recv(65536):
-                if keep:
-                    self.sent += data
-                target.sendall(data)
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, tiny_llama):
     os.environ["MOPS_FL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     made = Federation(tmp_path_factory.mktemp("deploy"), tiny_llama, free_port(), ROWS)
     made.deploy("certs", "--host", "localhost")
     made.start_server()
-    made.recorder = Recorder(made)
+    made.line = Line(made.port, ServerFolder(made.server))
     try:
         for partition, name in enumerate(ROWS):
             made.register(name)
-            port = made.recorder.port if name == "many" else None
+            port = made.line.port if name == "many" else None
             made.start(name, *made.client(name, partition, port))
         made.start("stranger", *made.client("stranger", 3))
         wait_for(lambda: all("SuperNode ID" in made.log(name) for name in ROWS))
@@ -120,7 +86,7 @@ def test_own_rows_of_any_number_and_task_are_trained_on(trained):
 
 
 def test_nothing_of_the_rows_is_in_what_a_node_sends(federation, trained):
-    sent = bytes(federation.recorder.sent)
+    sent = bytes(federation.line.sent)
     # it can be read: names of tasks and of metrics, which are sent
     for known in (b"billing", b"num-examples", b"tokens"):
         assert known in sent

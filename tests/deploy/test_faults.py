@@ -3,16 +3,14 @@ round is lost, no wrong number is written, and nothing waits longer than the tim
 
 import json
 import os
-import socket
-import threading
 import time
-from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from line import Line
 
 from experiments.benchmarks.loopback import Federation, wait_for
 from mops_fl.flower.home import free_port
@@ -28,48 +26,6 @@ VALUES = {
 }
 LIES = 5
 NAMES = ("killed", "silent", "cut", "liar", "steady")
-
-
-class Proxy(threading.Thread):
-    """A line between a node and its server, which can be cut."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.port, self._to = free_port(), port
-        self._cut = False
-        self._open: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            inside, _ = self._listener.accept()
-            if self._cut:
-                inside.close()
-                continue
-            try:
-                outside = socket.create_connection(("127.0.0.1", self._to))
-            except OSError:
-                inside.close()
-                continue
-            self._open += [inside, outside]
-            for pair in ((inside, outside), (outside, inside)):
-                threading.Thread(target=self._carry, args=pair, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with closing(source), closing(target), suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-
-    def cut(self) -> None:
-        self._cut = True
-        for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
-
-    def mend(self) -> None:
-        self._cut = False
 
 
 class Watch:
@@ -119,17 +75,17 @@ def federation(tmp_path_factory, tiny_llama):
     made = Federation(tmp_path_factory.mktemp("faults"), tiny_llama, free_port(), rows)
     made.deploy("certs", "--host", "localhost")
     made.start_server()
-    proxy = Proxy(made.port)
+    line = Line(made.port)
     try:
         for partition, name in enumerate(NAMES):
             made.register(name)
-            port = proxy.port if name == "cut" else made.port
+            port = line.port if name == "cut" else made.port
             if name == "liar":
                 made.start_strange(name, partition, Path(__file__).with_name("lying_clientapp.py"))
             else:
                 made.start(name, *made.client(name, partition, port))
         wait_for(lambda: all("SuperNode ID" in made.log(name) for name in NAMES))
-        yield made, proxy
+        yield made, line
     finally:
         made.stop_all()
 
@@ -160,7 +116,7 @@ def check_whole(made: Federation, watch: Watch) -> None:
 
 
 def test_faults_of_nodes_cost_what_they_must_and_no_more(federation):
-    made, proxy = federation
+    made, line = federation
     watch = begin(made, "nodes", num_server_rounds=16)
 
     # its trainer is killed in the middle of a step: replaced, and nobody notices
@@ -174,7 +130,7 @@ def test_faults_of_nodes_cost_what_they_must_and_no_more(federation):
     (node,) = supernodes(made, "killed")
     node.kill()
     # beside it, the network of another node is cut for a minute, and a third one is stopped
-    proxy.cut()
+    line.cut()
     silent = [
         *supernodes(made, "silent"),
         *made.processes("mops_fl.node.resident", "node-silent"),
@@ -187,7 +143,7 @@ def test_faults_of_nodes_cost_what_they_must_and_no_more(federation):
     # by the timeout, or by Flower's own word on a node without heartbeat
     assert any(why.startswith(("no reply", "Error: Node")) for why in watch.failures(1, before))
     time.sleep(max(0.0, 60 - waited))
-    proxy.mend()
+    line.mend()
     for process in silent:
         process.resume()
     for client in (0, 1, 2):
