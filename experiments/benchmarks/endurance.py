@@ -9,6 +9,7 @@ its second fifth where that is later, to its end; who lives less than five minut
 import argparse
 import contextlib
 import os
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -111,11 +112,10 @@ def left(made: Federation, before: set[Path]) -> dict[str, Any]:
     """What is there after the end that should not be."""
     places = (made.server / "staged", *made.folder.glob("node-*/work"))
     files = [file for place in places if place.is_dir() for file in place.rglob("*")]
-    ports = [free_again(made.port)]
     return {
         "processes": [process.name() for process in made.processes()],
         "files": [str(file) for file in [*files, *(temporary() - before)]],
-        "ports": [port for port in ports if port],
+        "ports": [made.port] if still_taken(made.port) else [],
     }
 
 
@@ -124,10 +124,10 @@ def temporary() -> set[Path]:
     return {*Path(tempfile.gettempdir()).glob("mops*")}
 
 
-def free_again(port: int) -> int:
-    """The port if somebody listens on it, else 0."""
-    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
-    return port if port in listening else 0
+def still_taken(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    connections = psutil.net_connections("tcp")
+    return port in {each.laddr.port for each in connections if each.status == "LISTEN"}
 
 
 def endure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict]:
@@ -158,8 +158,9 @@ def endure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, An
             memory.look()
             time.sleep(STEP)
         went_on = made.started["run"].poll() is None
-        made.deploy("stop")
-        made.started["run"].wait(timeout=240)
+        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+            made.deploy("stop")
+            made.started["run"].wait(timeout=240)
     finally:
         made.stop_all()
     time.sleep(5)

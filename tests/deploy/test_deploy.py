@@ -86,7 +86,7 @@ def test_own_rows_of_any_number_and_task_are_trained_on(trained):
 
 
 def test_nothing_of_the_rows_is_in_what_a_node_sends(federation, trained):
-    sent = bytes(federation.line.sent)
+    sent = b"".join(federation.line.sent)
     # it can be read: names of tasks and of metrics, which are sent
     for known in (b"billing", b"num-examples", b"tokens"):
         assert known in sent

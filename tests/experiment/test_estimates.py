@@ -49,7 +49,8 @@ def test_a_calibration_times_a_real_model(tiny_llama):
     assert speed.row > 0
 
 
-def test_what_was_timed_is_kept(monkeypatch):
+def test_what_was_timed_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
     asked = []
 
     def timed(config):

@@ -109,6 +109,9 @@ def test_a_full_disk_is_a_reason_and_room_on_it_the_end_of_it(node, tmp_path, mo
         assert "No space left on device" in refused.error.reason
         (small / "filler").unlink()
         assert asked(node, DESCRIBE).has_content()
+        # one that fills up later costs nothing that was there
+        fill(small / "filler")
+        assert asked(node, TRAIN, round_of(node)).has_content()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
