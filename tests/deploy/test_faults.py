@@ -149,7 +149,6 @@ def test_faults_of_nodes_cost_what_they_must_and_no_more(federation):
     for client in (0, 1, 2):
         watch.until_trained(client)
     assert waited < 3 * TIMEOUT + 30
-    assert len(watch.trained(4)) == watch.done
 
     # the liar was never averaged, and each of its lies is told apart
     assert watch.trained(3) == []
@@ -158,6 +157,8 @@ def test_faults_of_nodes_cost_what_they_must_and_no_more(federation):
     for word in ("RuntimeError", "NaN", "shape (3, 32)", "1e+30", "num-examples=1000000000000000"):
         assert word in told, told
     check_whole(made, watch)
+    # who was well took part in every round
+    assert watch.trained(4) == [*range(1, 17)]
 
 
 def test_a_run_outlives_its_superlink_and_its_server_app(federation):
