@@ -58,4 +58,4 @@ def _text(value: object) -> str:
         return f"{type(value).__name__}({stated})"
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
-    return repr(value)
+    return ascii(value)

@@ -204,7 +204,7 @@ def _facts(clients: Mapping[int, Client]) -> dict[str, Any]:
         "model_digest": _joined(description.model_digest for description in described),
         "tokenizer_digest": _joined(description.tokenizer_digest for description in described),
         "data_digest": _joined(description.data_digest for description in described),
-        "device": _joined(description.device for description in described),
+        "device": _joined(sorted({description.device for description in described})),
         "dtype": _joined(description.dtype for description in described),
         "skipped_rows": skipped,
         "cut_questions": sum(corpus.cut_questions for corpus in corpora),

@@ -34,4 +34,4 @@ def named(device: torch.device) -> str:
     if device.type == "cpu":
         return str(device)
     name = re.sub(r"[^\w .+/-]", "", torch.cuda.get_device_name(device))
-    return f"{device} ({name[:80]})"
+    return f"{device} ({name[:80]})" if name.strip() else str(device)

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPException, HTTPSConnection, InvalidURL
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from mops_fl.node.node_config import NodeConfig
 
 _PATHS = ("data-path", "calibration-path", "prefix-store")
 
-_AHEAD, _BEHIND = 5, 300
+_AHEAD, _BEHIND = 5, 305
 """Seconds that a node's clock may be ahead of its server's, or behind, for Flower to believe what
 it signs."""
+
+_LAG = 2
+"""Seconds that the time in a server's answer may lag: it is whole seconds, renewed each second."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +177,18 @@ def check_server(server: str, authority: Path) -> str:
         raise ConfigError(f"--server {server!r}: must be HOST:PORT")
     read_certificate(authority)
     context = ssl.create_default_context(cafile=str(authority))
-    connection = HTTPSConnection(host, int(port), timeout=10, context=context)
     try:
+        connection = HTTPSConnection(host, int(port), timeout=10, context=context)
         with contextlib.closing(connection):
             connection.connect()
             with contextlib.suppress(HTTPException, OSError):
+                asked = time.time()
                 connection.request("GET", "/v1/fleet/")
-                _check_clock(connection.getresponse().headers.get("Date", ""))
+                date = connection.getresponse().headers.get("Date", "")
+                _check_clock(date, asked, time.time())
             return ""
+    except InvalidURL as error:
+        raise ConfigError(f"--server {server!r}: must be HOST:PORT: {error}") from error
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
             f"--server {server} is not the server of --ca {authority}: {error.verify_message}; "
@@ -193,18 +200,20 @@ def check_server(server: str, authority: Path) -> str:
         return str(error.strerror or error)
 
 
-def _check_clock(date: str) -> None:
-    """Hold this machine's clock against the time that a server states, in whole seconds."""
+def _check_clock(date: str, asked: float, answered: float) -> None:
+    """Hold this machine's clock against the time that a server stated between two moments."""
     try:
-        ahead = time.time() - parsedate_to_datetime(date).timestamp()
-    except ValueError:
+        stated = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
         return
-    if not -_BEHIND <= ahead - 1 <= _AHEAD:
-        where = "ahead of" if ahead > 0 else "behind"
+    if stated.tzinfo is None:
+        return
+    ahead, behind = asked - stated.timestamp(), stated.timestamp() - answered
+    if ahead > _AHEAD + _LAG or behind > _BEHIND:
+        where = f"{ahead:.0f} s ahead of" if ahead > 0 else f"{behind:.0f} s behind"
         raise ConfigError(
-            f"the clock of this machine is {abs(ahead):.0f} s {where} the server's: a node signs "
-            f"the time, and more than {_AHEAD} s ahead or {_BEHIND} s behind is refused; set the "
-            "clocks of both by NTP"
+            f"the clock of this machine is {where} the server's: a node signs the time, and more "
+            f"than {_AHEAD} s ahead or {_BEHIND} s behind is refused; set the clocks of both by NTP"
         )
 
 

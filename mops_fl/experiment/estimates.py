@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ _FILE = "speed.json"
 _CALIBRATED = (
     *("model", "dtype", "device", "dataset", "data-path", "max-length", "method", "engine"),
     *("batch-size", "experts", "prompts-per-expert", "injection-layer", "gate-top", "gate-mode"),
-    *("lora-rank", "num-clients", "num-samples", "training"),
+    *("lora-rank", "num-clients", "num-samples", "training", "prefix-store-gb"),
 )
 """Keys on which the speed depends."""
 
@@ -49,7 +50,8 @@ def calibrate(config: Config) -> Speed:
     """
     flat = config.flat()
     facts = [[flat[key] for key in _CALIBRATED], config.backbone.spec.quantisation]
-    key = json.dumps([facts, machine(), versions(), code_digest()])
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = json.dumps([facts, machine(), shown, versions(), code_digest()])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     with made_once(cache_folder() / "speeds" / name) as made:
         if made.folder is not None:

@@ -128,7 +128,7 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
 
 def _beside(labels: Sequence[str], width: float) -> tuple[int, float]:
     """How many entries of a legend fit beside each other, and its height; in inches."""
-    fit = int(width / (0.5 + 0.085 * max(map(len, labels))))
+    fit = int(width / (0.6 + 0.085 * max(map(len, labels))))
     beside = max(1, min(fit, len(labels)))
     return beside, 0.19 * math.ceil(len(labels) / beside)
 

@@ -1,6 +1,7 @@
 """Reading run folders: what the plots, tables and comparisons stand on. Nothing here writes."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -225,8 +226,8 @@ class Run:
         """Where it ran: the server's processor, and the clients' device where that is another."""
         found = self.facts.get("machine", {})
         where = f"{found.get('processor', 'a machine')}, {found.get('cores', '?')} cores"
-        device = self.facts.get("device", "cpu")
-        return where if device == "cpu" else f"{where}, {device}"
+        devices = re.sub(r"cuda:\d+", "cuda", self.facts.get("device", "cpu")).split(", ")
+        return ", ".join([where, *sorted({*devices} - {"cpu"})])
 
     def costs(self) -> pd.DataFrame:
         """What training took up to and with each round: ``bytes`` both ways and ``seconds``."""
