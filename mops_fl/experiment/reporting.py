@@ -147,10 +147,10 @@ def write_report(plan: Plan, results: Sequence[Result], folder: Path) -> list[Pa
     made = rows(plan, results)
     if not made:
         raise RunError(f"{plan.name}: no result of its cells yet")
-    machine = usual_machine(result.run for row in made for result in row.results)
+    machine = usual_machine(_runs(made))
     records = [_record(row, _baseline(plan, row, made), plan.published, machine) for row in made]
     files = [folder / f"{plan.name}.md", folder / f"{plan.name}.csv"]
-    write_text(files[0], _markdown(plan, made, records, machine))
+    write_text(files[0], _markdown(plan, made, records))
     lines = [_COLUMNS, *([record.get(name, "") for name in _COLUMNS] for record in records)]
     write_text(files[1], "".join(csv_line([_plain(cell) for cell in line]) for line in lines))
     return files + _pictures(plan, made, folder)
@@ -166,7 +166,7 @@ def _record(
     row: Row, baseline: Row | None, published: Sequence[Published], machine: str
 ) -> dict[str, Any]:
     estimates = row.estimates
-    timed = [r.run.measures()["seconds"] for r in row.results if r.run.machine == machine]
+    timed = [run.facts.get("seconds", math.nan) for run in _runs([row]) if run.machine == machine]
     record: dict[str, Any] = {
         "point": " ".join(f"{key}={value}" for key, value in row.point),
         "entry": row.entry,
@@ -197,9 +197,7 @@ def _plain(cell: Any) -> Any:
     return "" if isinstance(cell, float) and math.isnan(cell) else cell
 
 
-def _markdown(
-    plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, Any]], machine: str
-) -> str:
+def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
     several = [key for key in _ORIGINS if len({getattr(row, key) for row in made}) > 1]
     known = [n for n in MEASURES if any(not math.isnan(record[n]) for record in records)]
     compared = any("gain" in record for record in records)
@@ -209,7 +207,7 @@ def _markdown(
     heads += ["perplexity ± sd over seeds", *known[1:]]
     heads += ["published"] if stated else []
     heads += ["gain", "reduction", "Δ log-perplexity [95 %]", "p"] if compared else []
-    lines = [f"# {plan.title}", "", _about(made, machine), ""]
+    lines = [f"# {plan.title}", "", _about(made), ""]
     lines += [_line(heads), _line(["---"] * len(heads))]
     for row, record in zip(made, records, strict=True):
         sd = f" ± {record['sd']:.2f}" if not math.isnan(record["sd"]) else ""
@@ -246,10 +244,14 @@ def _reading(baseline: str, least: float) -> str:
     )
 
 
-def _about(made: Sequence[Row], machine: str) -> str:
-    runs = [result.run for row in made for result in row.results]
+def _runs(made: Iterable[Row]) -> list[Run]:
+    return [result.run for row in made for result in row.results]
+
+
+def _about(made: Sequence[Row]) -> str:
+    runs = _runs(made)
     machines = sorted({run.machine for run in runs})
-    timed = f" Seconds are those on {machine}." if len(machines) > 1 else ""
+    timed = f" Seconds are those on {usual_machine(runs)}." if len(machines) > 1 else ""
     commits = sorted({commit[:12] for commit in _facts(runs, "commit") if commit})
     dtypes = sorted({*_facts(runs, "dtype")})
     models = sorted({run.facts["config"]["model"] for run in runs})

@@ -103,7 +103,9 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     figure = Figure(figsize=(width, 3.2 + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, 3, sharey=True)
     means = [group.curves().mean(axis=1) for group in groups]
-    machine = usual_machine(run for group in groups for run in group.runs)
+    runs = [run for group in groups for run in group.runs]
+    machine = usual_machine(runs)
+    where = f"\non {machine}" if len({run.machine for run in runs}) > 1 else ""
     for index, (group, series) in enumerate(zip(groups, means, strict=True)):
         costs = [
             run.costs() if run.machine == machine else run.costs().assign(seconds=math.nan)
@@ -115,7 +117,9 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
         ):
             _draw_line(panel, index, x, series)
     for panel, what in zip(
-        panels, ("round", "MB both ways, all clients", "seconds of training"), strict=True
+        panels,
+        ("round", "MB both ways, all clients", f"seconds of training{where}"),
+        strict=True,
     ):
         _dress(panel)
         panel.set_xlabel(what, fontsize=9)
