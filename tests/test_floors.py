@@ -21,7 +21,10 @@ FLOORS = (
     ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run"),
     ("strategies", "mops_fl.models", "mops_fl.flower"),
     ("mops_fl.training", "mops_fl.experiment"),
-    ("mops_fl.engine", "mops_fl.node", "mops_fl.start", "mops_fl.membership"),
+    (
+        *("mops_fl.engine", "mops_fl.node", "mops_fl.start", "mops_fl.membership"),
+        "mops_fl.generation",
+    ),
     ("mops_fl.client_app", "mops_fl.server_app", "mops_fl.deploy"),
     ("mops_fl.cli",),
     ("experiments",),

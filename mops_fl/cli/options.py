@@ -8,7 +8,7 @@ import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from mops_fl.errors import ConfigError
 from mops_fl.files import absolute
 from mops_fl.flower.home import Resources
 from mops_fl.machine import cores
+
+if TYPE_CHECKING:
+    from mops_fl.generation.trained import Wanted
 
 Values = Annotated[
     list[str] | None,
@@ -57,6 +60,28 @@ FEDERATION = Path("federation")
 Systemd = Annotated[
     bool, typer.Option("--systemd", help="Print a systemd unit that runs this, instead of it.")
 ]
+
+TrainedRound = Annotated[
+    int | None, typer.Option("--round", min=0, show_default="the run's result")
+]
+TrainedClient = Annotated[
+    int | None, typer.Option("--client", min=0, help="Whose tensors, where clients have their own.")
+]
+BaseModel = Annotated[
+    str, typer.Option("--model", help="Where the base model lies.", show_default="the run's")
+]
+Dtype = Annotated[str, typer.Option("--dtype", show_default="the run's")]
+Device = Annotated[str, typer.Option("--device", show_default="the run's")]
+
+
+def wanted(
+    server_round: int | None, client: int | None, model: str, dtype: str, device: str
+) -> "Wanted":
+    """Which of a run's tensors are meant, and where they are to be used."""
+    from mops_fl.generation.trained import Wanted
+
+    found = str(with_absolute_paths({"model": model})["model"]) if model else ""
+    return Wanted(server_round=server_round, client=client, model=found, dtype=dtype, device=device)
 
 
 def configure(

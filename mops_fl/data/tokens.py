@@ -75,6 +75,12 @@ def tokenise(
     return TokenisedCorpus(packer.packed(), cut_questions, cut_answers, frozenset(unknown))
 
 
+def question_ids(question: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a question as `tokenise` gives them uncut, whatever its answer."""
+    (ids,) = _ids(tokenizer, [head(question) + TAIL])
+    return [*_added_before(tokenizer), *ids]
+
+
 def _cut(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,

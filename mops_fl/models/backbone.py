@@ -73,6 +73,16 @@ class Backbone:
 def load_backbone(config: BackboneConfig) -> Backbone:
     """The backbone of a configuration; kept for the life of the process.
 
+    Raises:
+        ModelError: as `load_frozen`.
+        ConfigError: as `load_frozen`.
+    """
+    return Backbone(load_frozen(config))
+
+
+def load_frozen(config: BackboneConfig) -> LlamaForCausalLM:
+    """The LLaMA of a configuration, compressed, on its device.
+
     On the CPU the weights are memory-mapped, so that processes share their pages.
 
     Raises:
@@ -91,4 +101,4 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         from mops_fl.compression.sparse24 import use_sparse_cores
 
         use_sparse_cores(model)
-    return Backbone(model)
+    return model.requires_grad_(False).eval()

@@ -184,17 +184,17 @@ class RunFolder:
             state: what the aggregation carries on; its names begin with ``state/`` in the file.
         """
         made = {**tensors, **{f"{_STATE}{name}": value for name, value in state.items()}}
-        with replacing(self._checkpoint(server_round)) as temporary:
+        with replacing(self.checkpoint(server_round)) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in made.items()}, temporary)
 
     def load_checkpoint(self, server_round: int) -> Tensors:
         """The tensors of a whole round."""
-        held = load_file(self._checkpoint(server_round))
+        held = load_file(self.checkpoint(server_round))
         return {name: value for name, value in held.items() if not name.startswith(_STATE)}
 
     def load_state(self, server_round: int) -> Tensors:
         """What the aggregation carried on after a whole round."""
-        held = load_file(self._checkpoint(server_round))
+        held = load_file(self.checkpoint(server_round))
         return {n.removeprefix(_STATE): v for n, v in held.items() if n.startswith(_STATE)}
 
     def last_round(self) -> int:
@@ -209,7 +209,8 @@ class RunFolder:
         """Write where the run stands, for whoever shows it."""
         write_text(self.path / "progress.json", json.dumps(state) + "\n")
 
-    def _checkpoint(self, server_round: int) -> Path:
+    def checkpoint(self, server_round: int) -> Path:
+        """Where the tensors of a round are, or would be."""
         return self.path / "checkpoints" / f"round-{server_round:03d}.safetensors"
 
     def _drop_after(self, last: int) -> None:

@@ -54,11 +54,20 @@ def kept(context: Context, partition: int, assignment: Assignment) -> Tensors:
     known = of_round["server-round"] if isinstance(of_round, ConfigRecord) else None
     if known == wanted and isinstance(record, ArrayRecord):
         return from_array_record(record)
-    file = _folder(assignment.run, partition) / _name(wanted)
+    return read(assignment.run, partition, wanted)
+
+
+def read(run: str, partition: int, server_round: int) -> Tensors:
+    """The gate that a client trained in a round, from this machine's files.
+
+    Raises:
+        RunError: it is not on this machine.
+    """
+    file = _folder(run, partition) / _name(server_round)
     if not file.is_file():
         raise RunError(
-            f"gate-sync=local: client {partition} trained its gate in round {wanted}, and it is "
-            f"not on this machine ({file}): resume where it was trained, or begin a new run"
+            f"gate-sync=local: client {partition} trained its gate in round {server_round}, and it "
+            f"is not on this machine ({file}): go on where it was trained, or begin a new run"
         )
     return load_file(file)
 
