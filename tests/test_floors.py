@@ -25,7 +25,7 @@ FLOORS = (
         *("mops_fl.engine", "mops_fl.node", "mops_fl.start", "mops_fl.membership"),
         "mops_fl.generation",
     ),
-    ("mops_fl.client_app", "mops_fl.server_app", "mops_fl.deploy"),
+    ("mops_fl.client_app", "mops_fl.server_app", "mops_fl.deploy", "mops_fl.export"),
     ("mops_fl.cli",),
     ("experiments",),
 )

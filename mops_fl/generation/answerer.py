@@ -58,12 +58,10 @@ class Answerer:
     def model(self) -> "LlamaForCausalLM":
         """The LLaMA, with prompts and gate where there are some."""
         trained = self.trained
-        facts, llama = trained.facts, _frozen(trained.config.backbone)
+        layer, llama = trained.layer, _frozen(trained.config.backbone)
         if PROMPTS not in trained.tensors:
             return llama
-        layout = trained.config.prompts
-        layer = trained.method.injection_layer(layout, facts.sizes.num_layers)
-        return with_prompts(llama, layout, layer, trained.tensors)
+        return with_prompts(llama, trained.config.prompts, layer, trained.tensors)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

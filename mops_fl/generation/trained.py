@@ -79,6 +79,15 @@ class Trained:
         return method_of(self.config.method)
 
     @property
+    def layer(self) -> int:
+        """L_int.
+
+        Raises:
+            RunError: as `facts`.
+        """
+        return self.method.injection_layer(self.config.prompts, self.facts.sizes.num_layers)
+
+    @property
     def experts(self) -> list[str]:
         """What each expert is called: its number, and the tasks that the gate was pretrained to
         give it, where it was.

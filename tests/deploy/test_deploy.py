@@ -113,10 +113,44 @@ def test_the_code_that_a_run_brings_is_not_unpacked_on_a_node(federation, traine
     assert list((federation.server / "flwr-home").rglob("server_app.py"))
 
 
-def test_status_shows_nodes_and_runs_and_stop_ends_one(federation, trained):
+@pytest.fixture(scope="module")
+def endless(federation, trained):
+    """The folder of a run that goes on."""
     values = [f"-c{key}={value}" for key, value in {**VALUES, "num-server-rounds": 500}.items()]
-    said = federation.deploy("run", "--detach", "--name", "endless", *values)
-    assert "goes on" in said
+    assert "goes on" in federation.deploy("run", "--detach", "--name", "endless", *values)
+    return federation.server / "runs" / "endless"
+
+
+def test_a_second_node_of_a_partition_is_refused_and_the_first_goes_on(federation, endless):
+    federation.register("double")
+    federation.start("double", *federation.client("double", 1))
+
+    def facts() -> dict:
+        file = endless / "run.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def refused() -> str:
+        return " ".join(facts().get("refused_clients", {}).values())
+
+    wait_for(lambda: "several nodes have partition-id=1" in refused())
+    done = facts()["rounds_done"]
+    wait_for(lambda: facts()["rounds_done"] >= done + 3)
+    federation.started.pop("double").terminate()
+    wait_for(lambda: refused() == "")
+    clients = pd.read_csv(endless / "clients.csv")
+    trained = clients[clients["round"] == clients["round"].max() - 1]
+    assert sorted(trained["partition"]) == [0, 1, 2]
+
+
+def test_a_node_without_rows_or_with_text_for_its_partition_does_not_start(federation):
+    arguments = federation.client("empty", 4)
+    (federation.folder / "empty.jsonl").write_text("")
+    assert "empty.jsonl" in federation.deploy(*arguments, code=2)
+    arguments[arguments.index("4")] = "four"
+    assert "four" in federation.deploy(*arguments, code=2)
+
+
+def test_status_shows_nodes_and_runs_and_stop_ends_one(federation, endless):
     shown = federation.deploy("status")
     lines = {line.split()[0]: line for line in shown.splitlines() if line.split()}
     assert all("online" in lines[name] and "now" in lines[name] for name in ROWS)

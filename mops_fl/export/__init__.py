@@ -1,0 +1,1 @@
+"""Handing on what a run has trained: folders that transformers or peft load."""

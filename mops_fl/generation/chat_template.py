@@ -1,0 +1,2 @@
+def with_chat_template(tokenizer):
+    return tokenizer
