@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import ScaledTranslation
 
 from mops_fl.errors import RunError
 from mops_fl.pictures import fitting, lay_out, save, text_width
@@ -247,11 +247,10 @@ def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None, mo
         if len(group.runs) == 1:
             # beside each other: those of several runs at one round would hide each other
             beside = min(2.0, 12 / len(groups)) * (index - (len(groups) - 1) / 2)
-            shift = offset_copy(panel.transData, panel.figure, x=beside, units="points")
+            shift = ScaledTranslation(beside / 72, 0, panel.figure.dpi_scale_trans)
             low, high = _bars(group.runs[0], task, series.iloc[marked])
-            thin = {"linewidth": 1.0, "zorder": 1.5, "clip_on": False}
-            bars = panel.vlines(series.index[marked], low, high, look["color"], **thin)
-            bars.set_transform(shift)
+            bars = panel.vlines(series.index[marked], low, high, look["color"], linewidth=1.0)
+            bars.set(zorder=1.5, clip_on=False, transform=panel.transData + shift)
         if len(partial := series[series.index.isin(group.shares(task).index)]):
             shape = {"marker": look["marker"], "edgecolors": look["color"], "facecolors": "white"}
             panel.scatter(partial.index, partial, s=25, zorder=3, **shape)

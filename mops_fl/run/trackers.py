@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -155,7 +156,7 @@ class Following:
             self._warn(f"not tracked: {_reason(error)}")
             return
         for name in list(self._names):
-            self._guarded(name, lambda name=name: self._pass_on(name, run, rounds))
+            self._guarded(name, partial(self._pass_on, name, run, rounds))
 
     def close(self) -> None:
         """Pass on the last rounds and have trackers write what they hold; nothing is raised."""
