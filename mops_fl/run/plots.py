@@ -86,8 +86,7 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
     for panel in panels[max(0, len(tasks) - columns) : len(tasks)]:
         panel.tick_params(labelbottom=True)
     _scale(panels[0], [group.curves(task).mean(axis=1) for group in groups for task in tasks])
-    caption = textwrap.fill(_what_is_drawn(groups), int(width / 0.08))
-    figure.supxlabel(f"round\n{caption}".strip(), fontsize=9)
+    figure.supxlabel(f"round\n{_caption(groups, width)}".strip(), fontsize=9)
     middle = 0.5 * height / (height + legend)
     figure.supylabel("perplexity on answer tokens", fontsize=10, y=middle)
     _explain(figure, panels[0], labels, beside)
@@ -269,8 +268,15 @@ def _bars(run: Run, task: str | None, series: pd.Series) -> tuple[pd.Series, pd.
     return series / spread, series * spread
 
 
-def _what_is_drawn(groups: Sequence[Replicates]) -> str:
-    """A line that says what bars and bands show, and how much the runs were evaluated on."""
+def _caption(groups: Sequence[Replicates], width: float) -> str:
+    """What is drawn, in lines of `width` inches at most that break between its parts."""
+    parts = (part.replace(" ", "\N{NO-BREAK SPACE}") for part in _what_is_drawn(groups))
+    lines = textwrap.wrap("; ".join(parts), int(width / 0.07))
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _what_is_drawn(groups: Sequence[Replicates]) -> list[str]:
+    """What bars and bands show, and how much the runs were evaluated on."""
     runs = [run for group in groups for run in group.runs]
     sizes = {len(group.runs) for group in groups}
     parts = []
@@ -285,7 +291,7 @@ def _what_is_drawn(groups: Sequence[Replicates]) -> str:
         parts.append(f"{rows:,} held-out rows of {clients:,} client{'s' * (clients != 1)}")
     if any(len(group.shares()) for group in groups):
         parts.append("hollow: not on all held-out rows")
-    return "; ".join(parts)
+    return parts
 
 
 def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:
