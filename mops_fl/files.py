@@ -82,6 +82,18 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
+def version(path: Path) -> tuple[int, int] | None:
+    """Changes whenever a file is written anew; None where there is none.
+
+    A clock would not do, since the times of files are up to a tick behind it.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or nothing."""
     with replacing(path) as temporary:

@@ -20,9 +20,13 @@ from mops_fl.cli.plot import plot
 from mops_fl.cli.run import RunFailedError, StoppedError
 from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
+from mops_fl.cli.watch import watch
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, train, compare, experiment, plot, show, generate, export, partition, compress)
+COMMANDS = (
+    *(simulate, train, compare, experiment, watch),
+    *(plot, show, generate, export, partition, compress),
+)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""

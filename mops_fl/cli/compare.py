@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mops_fl.cli import options, tables
+from mops_fl.cli import options, tables, tracking
 from mops_fl.cli.ending import telling
 from mops_fl.cli.entries import (
     Entry,
@@ -71,8 +71,11 @@ def compare(
     summary: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="The last table, as a file too.")
     ] = None,
+    tensorboard: tracking.TensorBoard = False,
+    wandb: tracking.Wandb = False,
 ) -> None:
     """Run one configuration with several methods, then show their perplexity side by side."""
+    trackers = tracking.asked_for(tensorboard=tensorboard, wandb=wandb)
     if resume and not name:
         raise ConfigError("--resume needs --name: the one that the comparison was started with")
 
@@ -94,7 +97,7 @@ def compare(
     }
     dtypes = _check(given)
     for config, dtype in dtypes.items():
-        execute(config, given[config], dtype)
+        execute(config, given[config], dtype, trackers)
 
     folders = [Path(each.config.run_dir) for each in planned]
     figure = out or runs_dir / f"compare-{ending}.png"

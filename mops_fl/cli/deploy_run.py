@@ -1,13 +1,13 @@
 """`mops-fl deploy run`: one run on the nodes of a federation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mops_fl.cli import options
+from mops_fl.cli import options, tracking
 from mops_fl.cli.ending import tell_result
 from mops_fl.cli.progress import showing, watching
 from mops_fl.cli.run import (
@@ -46,11 +46,19 @@ def run(
         bool, typer.Option("--detach", help="Leave it to the server; see status and stop.")
     ] = False,
     folder: options.ServerDir = options.FEDERATION,
+    tensorboard: tracking.TensorBoard = False,
+    wandb: tracking.Wandb = False,
 ) -> None:
     """Train on the federation's nodes; leaves a run folder in the server's folder."""
     from mops_fl.deploy.folders import server_folder
     from mops_fl.deploy.submit import staged
 
+    trackers = tracking.asked_for(tensorboard=tensorboard, wandb=wandb)
+    if detach and trackers:
+        raise ConfigError(
+            f"--detach leaves the run to the server, so nobody is here for --{trackers[0]}: "
+            f"mops-fl watch RUN --{trackers[0]} does it"
+        )
     place = server_folder(folder)
     if resume is None:
         given = options.read_values(config_file, clients, values)
@@ -63,10 +71,10 @@ def run(
     _check_server_rows(config)
     with staged(place, config.flat(), *(() if detach else ("--stream",))) as submission:
         say_command(submission.command, {"FLWR_HOME": str(place.flwr_home)})
-        _submit(submission, detach=detach)
+        _submit(submission, trackers, detach=detach)
 
 
-def _submit(submission: "Submission", *, detach: bool) -> None:
+def _submit(submission: "Submission", trackers: Sequence[str], *, detach: bool) -> None:
     from mops_fl.deploy.submit import follow, hand_over
 
     run_dir = submission.run_dir
@@ -75,7 +83,7 @@ def _submit(submission: "Submission", *, detach: bool) -> None:
         console.print(f"run {run_id} goes on; its folder: {run_dir}")
         return
     try:
-        with watching(run_dir, console) as watch:
+        with watching(run_dir, console, trackers) as watch:
             outcome = follow(submission, watch)
     except RunError as error:
         raise RunFailedError(f"{run_dir.name} failed: {error}") from error

@@ -7,6 +7,7 @@ import typer
 
 from mops_fl.cli import options
 from mops_fl.cli.run import console, say_data
+from mops_fl.labels import one_line
 
 
 def partition(
@@ -53,5 +54,5 @@ def partition(
         console.print(f"{validation:,} rows beside train and test are for validation")
     if server := server_rows(corpus, config):
         console.print(f"{len(server):,} rows are the server's, to pretrain on")
-    report.draw(held, out, title)
+    report.draw(held, out, one_line(title, limit=72))
     console.print(str(out.resolve()))

@@ -7,8 +7,8 @@ what they are doing, by steps.
 import contextlib
 import datetime
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,9 +16,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
 from mops_fl.activity import Activity, activities, listening
+from mops_fl.cli.tracking import tracking
+from mops_fl.files import version
 from mops_fl.flower.launch import Watch
 
-_FILE = "progress.json"
+FILE = "progress.json"
+"""The file in a run folder."""
 
 PLAIN_LINES = 20
 """Parts of one phase, or of one activity, that get a line where there is no terminal."""
@@ -85,7 +88,7 @@ class State:
         if self.perplexity is not None:
             parts.append(f"perplexity {self.perplexity:.4g}")
         if self.seconds_left is not None:
-            parts.append(f"{_clock(self.seconds_left)} left")
+            parts.append(f"{clock(self.seconds_left)} left")
         return ", ".join(parts)
 
     @property
@@ -137,45 +140,47 @@ def showing(what: str, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watching(folder: Path, console: Console) -> Iterator[Watch]:
+def watching(folder: Path, console: Console, trackers: Sequence[str] = ()) -> Iterator[Watch]:
     """A function that shows the state of the run in `folder` whenever it is called.
 
-    On a terminal it keeps one live line; elsewhere it prints a line when something changed.
+    On a terminal it keeps one live line; elsewhere it prints a line when something changed. What is
+    written from now on also goes to `trackers`, names of `mops_fl.run.trackers.TRACKERS`.
     """
-    before = _version(folder / _FILE)
-    if not console.is_terminal:
-        lines = Lines(console)
+    before = version(folder / FILE)
+    with _shown(console) as show, tracking(folder, console, trackers, carried_on=True) as track:
 
-        def show(doing: Path, note: str) -> None:
-            state = _read(folder, doing, before, note)
-            lines.show(state.stage, state.share, state.line)
+        def watch(doing: Path, note: str) -> None:
+            track()
+            show(_state(folder, doing, before, note))
 
-        yield show
-        return
-    columns = (
+        yield watch
+
+
+def live_bar(console: Console) -> Progress:
+    """A line with the phase of a run, as `bar_values` fills it."""
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
         # Wraps where the terminal is narrow.
         TextColumn("{task.fields[text]}", table_column=Column()),
+        console=console,
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+
+
+@contextlib.contextmanager
+def _shown(console: Console) -> Iterator[Callable[[State], None]]:
+    if not console.is_terminal:
+        lines = Lines(console)
+        yield lambda state: lines.show(state.stage, state.share, state.line)
+        return
+    with live_bar(console) as bar:
         task = bar.add_task(State().heading, total=None, text="")
-        yield lambda doing, note: bar.update(task, **_bar(_read(folder, doing, before, note)))
+        yield lambda state: bar.update(task, **bar_values(state))
 
 
-def _version(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is written anew; a clock would not do, since the times of files
-    are up to a tick behind it.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _read(folder: Path, doing: Path, before: tuple[int, int] | None, note: str) -> State:
+def _state(folder: Path, doing: Path, before: tuple[int, int] | None, note: str) -> State:
     """The state, as far as it was written by this run and not by one that it carries on.
 
     A note takes the place of the phase.
@@ -188,14 +193,18 @@ def _read(folder: Path, doing: Path, before: tuple[int, int] | None, note: str) 
     """
     if note:
         return State(phase=note)
-    path = folder / _FILE
-    with contextlib.suppress(OSError, ValueError):
-        if _version(path) != before:
-            written = json.loads(path.read_text(encoding="utf-8"))
-            names = [item.name for item in fields(State) if item.metadata.get("written", True)]
-            values = {name: written[name] for name in names}
-            return State(**values, activities=tuple(activities(doing)))
-    return State()
+    if version(folder / FILE) == before or not (found := written_state(folder)):
+        return State()
+    return replace(found, activities=tuple(activities(doing)))
+
+
+def written_state(folder: Path) -> State | None:
+    """What `progress.json` of a run folder says; None where it says nothing yet."""
+    names = [item.name for item in fields(State) if item.metadata.get("written", True)]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        written = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return State(**{name: written[name] for name in names})
+    return None
 
 
 def _added_up(same: list[Activity]) -> str:
@@ -208,7 +217,8 @@ def _added_up(same: list[Activity]) -> str:
     return f"{text} ({clients} clients together)" if clients > 1 else text
 
 
-def _bar(state: State) -> dict:
+def bar_values(state: State) -> dict:
+    """What `Progress.update` takes for a task of `live_bar`."""
     return {
         "description": state.heading,
         "total": 1.0 if state.of else None,
@@ -217,5 +227,6 @@ def _bar(state: State) -> dict:
     }
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -174,13 +174,14 @@ def ask_torch(config: Config, resources: Resources) -> Native:
     return Native(**answer)
 
 
-def execute(config: Config, resources: Resources, dtype: str) -> Path:
+def execute(config: Config, resources: Resources, dtype: str, trackers: Sequence[str] = ()) -> Path:
     """Run to the end, showing progress; the run folder.
 
     Args:
         config: with its run folder.
         resources: what Ray may use.
         dtype: what `check` gave.
+        trackers: what its rounds are passed on to, as `tracking.asked_for` gives them.
 
     Raises:
         RunFailedError: the run failed.
@@ -190,7 +191,7 @@ def execute(config: Config, resources: Resources, dtype: str) -> Path:
     summary = _summary(config, resources, dtype)
     console.print(Text.assemble((folder.name, "bold"), "  ", summary))
     try:
-        with watching(folder, console) as watch:
+        with watching(folder, console, trackers) as watch:
             outcome = launch(app_folder(), config.flat(), resources, watch)
     except RunError as error:
         raise RunFailedError(f"{folder.name} failed: {error}") from error

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mops_fl.cli import options
+from mops_fl.cli import options, tracking
 from mops_fl.cli.ending import tell_result
 from mops_fl.cli.run import check, default_name, execute, placed, resumed
 from mops_fl.config import Scalar
@@ -30,10 +30,13 @@ def simulate(
     name: Name = None,
     ray_address: options.RayAddress = "",
     resume: Resume = None,
+    tensorboard: tracking.TensorBoard = False,
+    wandb: tracking.Wandb = False,
 ) -> None:
     """Train a method on virtual clients through Flower and Ray; leaves a run folder."""
+    trackers = tracking.asked_for(tensorboard=tensorboard, wandb=wandb)
     given = (cpus_per_client, gpus_per_client, workers, ray_address)
-    _simulate(config_file, clients, values, runs_dir, name, resume, given)
+    _simulate(config_file, clients, values, runs_dir, name, resume, given, trackers)
 
 
 def train(
@@ -45,13 +48,16 @@ def train(
     runs_dir: options.RunsDir = Path("runs"),
     name: Name = None,
     resume: Resume = None,
+    tensorboard: tracking.TensorBoard = False,
+    wandb: tracking.Wandb = False,
 ) -> None:
     """Train a method on the rows of all clients in one place: `simulate` with training=centralised.
 
     A round is `local-steps` steps; evaluation is by client, as in a federation.
     """
-    given = (cpus, gpus, 1, "")
-    _simulate(config_file, clients, values, runs_dir, name, resume, given, training="centralised")
+    trackers = tracking.asked_for(tensorboard=tensorboard, wandb=wandb)
+    given, forced = (cpus, gpus, 1, ""), {"training": "centralised"}
+    _simulate(config_file, clients, values, runs_dir, name, resume, given, trackers, **forced)
 
 
 def _simulate(
@@ -62,6 +68,7 @@ def _simulate(
     name: str | None,
     resume: Path | None,
     resources: tuple[int, float, int | None, str],
+    trackers: Sequence[str],
     **forced: Scalar,
 ) -> None:
     if resume is None:
@@ -73,5 +80,5 @@ def _simulate(
         config = resumed(resume, values or ())
     given = options.resources(config, *resources)
     dtype = check([config], given)
-    folder = execute(config, given, dtype)
+    folder = execute(config, given, dtype, trackers)
     tell_result(folder)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from mops_fl.errors import RunError
-from mops_fl.pictures import plain, save
+from mops_fl.pictures import fitting, lay_out, save, text_width
 from mops_fl.run.results import Replicates, Run, usual_machine
 from mops_fl.run.spread import deviation
 
@@ -26,6 +28,12 @@ DPI = 100
 POINTS_PER_PIXEL = 72 / DPI
 LOG_FROM = 4.0
 """The y axis is logarithmic from this ratio between the largest and the smallest value on."""
+MARKS_PER_INCH = 3.5
+"""Of rounds, those that have a marker and a bar."""
+LABEL_HEIGHT = 10.0
+"""Points between the values at the ends of curves."""
+NUMBERED = (30, 16)
+"""Tasks and experts up to which cells of a gate's figure are wide enough for their numbers."""
 
 
 def perplexity_figure(runs: Sequence[Path], path: Path, per_task: bool = False) -> None:
@@ -61,28 +69,29 @@ def replicates_figure(groups: Sequence[Replicates], path: Path, per_task: bool =
         tasks = [*dict.fromkeys(names)]
     if not tasks:
         raise RunError("there is no task to plot")
-    columns = min(len(tasks), 4)
+    columns = min(len(tasks), max(4, math.ceil(math.sqrt(len(tasks)))))
     rows = math.ceil(len(tasks) / columns)
-    width, height = (2.4 * columns + 0.8, 1.9 * rows + 0.8) if per_task else (6.4, 3.8)
-    labels = [plain(group.label, limit=int(10 * width)) for group in groups]
+    width, height = (max(2.4 * columns + 0.8, 4.0), 1.9 * rows + 0.8) if per_task else (6.4, 3.8)
+    labels = [fitting(group.label, width - 0.8, 9) for group in groups]
     beside, legend = _beside(labels, width)
     figure = Figure(figsize=(width, height + legend), layout="constrained", dpi=DPI)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
-        _draw_curves(panel, groups, task)
+        _draw_curves(panel, groups, task, _most_marks(width / columns))
         if task is not None:
-            panel.set_title(_short(task), fontsize=9, loc="left")
+            title = fitting(_spaced(task), width / columns - 0.4, 9)
+            panel.set_title(title, fontsize=9, loc="left")
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(tasks) - columns) : len(tasks)]:
         panel.tick_params(labelbottom=True)
     _scale(panels[0], [group.curves(task).mean(axis=1) for group in groups for task in tasks])
-    if not per_task:
-        _label_ends(panels[0], [group.curves().mean(axis=1) for group in groups])
-    figure.supxlabel(f"round\n{_what_is_drawn(groups)}".strip(), fontsize=9)
+    figure.supxlabel(f"round\n{_caption(groups, width)}".strip(), fontsize=9)
     middle = 0.5 * height / (height + legend)
     figure.supylabel("perplexity on answer tokens", fontsize=10, y=middle)
     _explain(figure, panels[0], labels, beside)
+    if not per_task:
+        _label_ends(figure, panels[0], [group.curves().mean(axis=1) for group in groups])
     save(figure, Path(path))
 
 
@@ -98,10 +107,10 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     if not groups:
         raise RunError("there is no run to plot")
     width = 9.6
-    labels = [plain(group.label, limit=96) for group in groups]
+    labels = [fitting(group.label, width - 0.8, 9) for group in groups]
     beside, legend = _beside(labels, width)
     figure = Figure(figsize=(width, 3.2 + legend), layout="constrained", dpi=DPI)
-    panels = figure.subplots(1, 3, sharey=True)
+    panels = figure.subplots(1, 3, sharey=True, gridspec_kw={"wspace": 0.06})
     means = [group.curves().mean(axis=1) for group in groups]
     runs = [run for group in groups for run in group.runs]
     machine = usual_machine(runs)
@@ -115,7 +124,7 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
         for panel, x in zip(
             panels, (series.index, spent["bytes"] / 1e6, spent["seconds"]), strict=True
         ):
-            _draw_line(panel, index, x, series)
+            _draw_line(panel, index, x, series, _most_marks(width / len(panels)))
     for panel, what in zip(
         panels,
         ("round", "MB both ways, all clients", f"seconds of training{where}"),
@@ -132,7 +141,7 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
 
 def _beside(labels: Sequence[str], width: float) -> tuple[int, float]:
     """How many entries of a legend fit beside each other, and its height; in inches."""
-    fit = int(width / (0.6 + 0.085 * max(map(len, labels))))
+    fit = int(width / (0.75 + max(text_width(label, 9) for label in labels)))
     beside = max(1, min(fit, len(labels)))
     return beside, 0.19 * math.ceil(len(labels) / beside)
 
@@ -143,11 +152,21 @@ def _explain(figure: Figure, panel: Axes, labels: Sequence[str], beside: int) ->
     )
 
 
-def _draw_line(panel: Axes, index: int, x: Any, y: pd.Series) -> None:
+def _draw_line(panel: Axes, index: int, x: Any, y: pd.Series, most: int) -> None:
     if len(y) == 1:
         panel.axhline(float(y.iloc[0]), **{**_look(index), "marker": ""})
     else:
-        panel.plot(x, y, **_look(index))
+        panel.plot(x, y, markevery=_marked(len(y), most), **_look(index))
+
+
+def _most_marks(width: float) -> int:
+    """How many rounds of a panel have a marker; width in inches."""
+    return max(2, int(MARKS_PER_INCH * width))
+
+
+def _marked(rounds: int, most: int) -> list[int]:
+    """At most so many of the rounds, evenly, the first and the last among them."""
+    return sorted({round(each) for each in np.linspace(0, rounds - 1, min(rounds, most))})
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -184,39 +203,53 @@ def gate_figure(run: Run, path: Path) -> None:
         .to_numpy()
         for number, rows in drawn.groupby("round")
     }
-    tasks, experts = len(order), len(columns)
     top = float(drawn["weight"].max())
-    width = 1.7 + len(shown) * max(0.52 * experts, 2.2)
-    figure = Figure(figsize=(width, 1.3 + 0.36 * tasks), layout="constrained", dpi=DPI)
+    numbered = len(order) <= NUMBERED[0] and len(columns) <= NUMBERED[1]
+    cell, size = ((0.52, 0.36), 9) if numbered else ((min(0.2, 10 / len(columns)), 0.15), 7)
+    width, tall = 1.7 + len(shown) * max(cell[0] * len(columns), 2.2), cell[1] * len(order)
+    figure = Figure(figsize=(width, 1.3 + tall), layout="constrained", dpi=DPI)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, number in zip(panels, shown, strict=True):
         image = panel.imshow(weights[number], cmap="Blues", vmin=0, vmax=top, aspect="auto")
-        _annotate(panel, weights[number], top)
+        if numbered:
+            _annotate(panel, weights[number], top)
         title = "before training" if number == 0 else f"after round {number}"
         panel.set_title(title, fontsize=10, loc="left")
-        panel.set_xticks(range(experts), [str(expert) for expert in columns])
-        panel.set_yticks(range(tasks), [_short(task) for task in order])
-        panel.set_xlabel("expert")
-        panel.tick_params(length=0, labelsize=9)
+        step = math.ceil(0.2 / cell[0])
+        panel.set_xticks(range(0, len(columns), step), [str(each) for each in columns[::step]])
+        panel.set_yticks(range(len(order)), [fitting(_spaced(task), 2, size) for task in order])
+        panel.set_xlabel("expert", fontsize=10)
+        panel.tick_params(length=0, labelsize=size)
         panel.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=list(panels), pad=0.02, label="mean gate weight")
+    share = min(1.0, 3 / tall)
+    bar = figure.colorbar(
+        image,
+        ax=list(panels),
+        label="mean gate weight" if tall > 1 else "weight",
+        shrink=share,
+        aspect=max(4.0, share * tall / 0.15),
+        anchor=(0, 1),
+        pad=0.02,
+    )
     bar.outline.set_visible(False)
-    figure.suptitle(plain(run.label, limit=int(9 * width)), fontsize=10, x=0.01, ha="left")
-    save(figure, Path(path))
+    figure.suptitle(fitting(run.label, width - 0.2, 10), fontsize=10, x=0.01, ha="left")
+    save(figure, path)
 
 
-def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) -> None:
+def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None, most: int) -> None:
+    """Curves with bars or bands; at most so many rounds of each have a marker and a bar."""
     for index, group in enumerate(groups):
         look, curves = _look(index), group.curves(task)
         series = curves.mean(axis=1)
-        panel.errorbar(
-            series.index,
-            series,
-            yerr=_bars(group.runs[0], task, series) if len(group.runs) == 1 else None,
-            elinewidth=1.0,
-            markevery=max(1, len(series) // 25),
-            **look,
-        )
+        marked = _marked(len(series), most)
+        panel.plot(series.index, series, markevery=marked, **look)
+        if len(group.runs) == 1:
+            # beside each other: those of several runs at one round would hide each other
+            beside = min(2.0, 12 / len(groups)) * (index - (len(groups) - 1) / 2)
+            shift = ScaledTranslation(beside / 72, 0, panel.figure.dpi_scale_trans)
+            low, high = _bars(group.runs[0], task, series.iloc[marked])
+            bars = panel.vlines(series.index[marked], low, high, look["color"], linewidth=1.0)
+            bars.set(zorder=1.5, clip_on=False, transform=panel.transData + shift)
         if len(partial := series[series.index.isin(group.shares(task).index)]):
             shape = {"marker": look["marker"], "edgecolors": look["color"], "facecolors": "white"}
             panel.scatter(partial.index, partial, s=25, zorder=3, **shape)
@@ -230,13 +263,20 @@ def _draw_curves(panel: Axes, groups: Sequence[Replicates], task: str | None) ->
 
 
 def _bars(run: Run, task: str | None, series: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """One standard error of the loss, to where it lies in perplexity: below and above."""
+    """Where perplexity is one standard error of the loss below and above."""
     spread = np.exp(run.standard_error(task).reindex(series.index).to_numpy(float))
-    return series - series / spread, series * spread - series
+    return series / spread, series * spread
 
 
-def _what_is_drawn(groups: Sequence[Replicates]) -> str:
-    """A line that says what bars and bands show, and how much the runs were evaluated on."""
+def _caption(groups: Sequence[Replicates], width: float) -> str:
+    """What is drawn, in lines of `width` inches at most that break between its parts."""
+    parts = (part.replace(" ", "\N{NO-BREAK SPACE}") for part in _what_is_drawn(groups))
+    lines = textwrap.wrap("; ".join(parts), int(width / 0.07))
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _what_is_drawn(groups: Sequence[Replicates]) -> list[str]:
+    """What bars and bands show, and how much the runs were evaluated on."""
     runs = [run for group in groups for run in group.runs]
     sizes = {len(group.runs) for group in groups}
     parts = []
@@ -248,10 +288,10 @@ def _what_is_drawn(groups: Sequence[Replicates]) -> str:
     held_out = {run.held_out for run in runs}
     if parts and len(held_out) == 1:
         ((clients, rows),) = held_out
-        parts.append(f"{rows:,} held-out rows of {clients:,} clients")
+        parts.append(f"{rows:,} held-out rows of {clients:,} client{'s' * (clients != 1)}")
     if any(len(group.shares()) for group in groups):
         parts.append("hollow: not on all held-out rows")
-    return "; ".join(parts)
+    return parts
 
 
 def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:
@@ -263,28 +303,50 @@ def _scale(panel: Axes, curves: Sequence[pd.Series]) -> None:
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
 
 
-def _label_ends(panel: Axes, curves: Sequence[pd.Series]) -> None:
-    """Write each curve's last value beside it, apart from each other where curves meet."""
-    panel.autoscale_view()
-    ends = [
+def _label_ends(figure: Figure, panel: Axes, curves: Sequence[pd.Series]) -> None:
+    """Write each curve's last value beside it, apart from each other where curves meet.
+
+    More of them than there is room for are left out.
+    """
+    lay_out(figure)
+    ends = sorted(
         (float(curve.iloc[-1]), float(curve.index[-1]), colour)
         for curve, colour in zip(curves, itertools.cycle(COLOURS), strict=False)
         if math.isfinite(curve.iloc[-1])
-    ]
-    lowest = -math.inf
-    for y, x, colour in sorted(ends):
-        height = panel.transData.transform((x, y))[1] * POINTS_PER_PIXEL
-        lowest = max(lowest + 10, height)
+    )
+    if len(ends) * LABEL_HEIGHT > panel.bbox.height * POINTS_PER_PIXEL:
+        return
+    wanted = [panel.transData.transform((x, y))[1] * POINTS_PER_PIXEL for y, x, _ in ends]
+    places = _apart(wanted, panel.bbox.y0 * POINTS_PER_PIXEL)
+    for (y, x, colour), height, place in zip(ends, wanted, places, strict=True):
         panel.annotate(
             f"{y:,.1f}",
             (x, y),
-            xytext=(7, lowest - height),
+            xytext=(7, place - height),
             textcoords="offset points",
             color=colour,
             fontsize=9,
             va="center",
             annotation_clip=False,
         )
+
+
+def _apart(wanted: Sequence[float], lowest: float) -> list[float]:
+    """The places nearest to those wanted that are `LABEL_HEIGHT` apart: isotonic regression.
+
+    Args:
+        wanted: points, rising.
+        lowest: points, below which there is no place.
+    """
+    blocks: list[tuple[float, int]] = []
+    for index, height in enumerate(wanted):
+        mean, size = height - index * LABEL_HEIGHT, 1
+        while blocks and blocks[-1][0] >= mean:
+            other, more = blocks.pop()
+            mean, size = (mean * size + other * more) / (size + more), size + more
+        blocks.append((mean, size))
+    means = [mean for mean, size in blocks for _ in range(size)]
+    return [max(mean, lowest) + index * LABEL_HEIGHT for index, mean in enumerate(means)]
 
 
 def _annotate(panel: Axes, weights: np.ndarray, top: float) -> None:
@@ -302,5 +364,5 @@ def _annotate(panel: Axes, weights: np.ndarray, top: float) -> None:
         )
 
 
-def _short(task: str) -> str:
-    return plain(task.replace("_", " "), limit=26)
+def _spaced(task: str) -> str:
+    return task.replace("_", " ")

@@ -299,6 +299,16 @@ class Run:
     def _table(self, name: str) -> pd.DataFrame:
         return pd.DataFrame(self.rows(name), columns=[*COLUMNS[name]]).astype(COLUMNS[name])
 
+    def table(self, name: str) -> pd.DataFrame:
+        """Any table of `mops_fl.run.folder.COLUMNS`, as ``drift.csv``; empty where there is none.
+
+        Raises:
+            RunError: no run has a table of that name, or it is malformed.
+        """
+        if name not in COLUMNS:
+            raise RunError(f"no run has a table {name!r}: there are {', '.join(COLUMNS)}")
+        return self._later_table(name)
+
     def has(self, name: str) -> bool:
         """Whether there is a table."""
         return (self.folder / name).is_file() if self.tables is None else name in self.tables

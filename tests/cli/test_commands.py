@@ -349,7 +349,7 @@ def executed(monkeypatch, command: str) -> list:
         checked.extend(configs)
         return "float32"
 
-    def execute(config, _resources, dtype):
+    def execute(config, _resources, dtype, _trackers):
         assert dtype == "float32"
         return write_run(Path(config.run_dir), method=config.method, config=config.flat())
 
@@ -394,7 +394,7 @@ def variants(monkeypatch, *, fail_at: int | None = None) -> list:
     """Let `compare` write its runs without running them; the configurations that it ran."""
     ran: list = []
 
-    def execute(config, _resources, _dtype):
+    def execute(config, _resources, _dtype, _trackers):
         if len(ran) == fail_at:
             raise RunFailedError("the disk is full")
         ran.append(config)

@@ -135,7 +135,9 @@ def test_a_second_node_of_a_partition_is_refused_and_the_first_goes_on(federatio
     wait_for(lambda: "several nodes have partition-id=1" in refused())
     done = facts()["rounds_done"]
     wait_for(lambda: facts()["rounds_done"] >= done + 3)
-    federation.started.pop("double").terminate()
+    double = federation.started.pop("double")
+    double.terminate()
+    assert double.wait(timeout=120) == 0
     wait_for(lambda: refused() == "")
     clients = pd.read_csv(endless / "clients.csv")
     trained = clients[clients["round"] == clients["round"].max() - 1]
