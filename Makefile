@@ -23,7 +23,7 @@ test: $(INSTALLED)  ## The whole check: format, lint, types and every test.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) --durations=40 --durations-min=5
 
 test-fast: $(INSTALLED)  ## The tests that take seconds.
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"

@@ -122,19 +122,22 @@ def endless(federation, trained):
 
 
 def test_a_second_node_of_a_partition_is_refused_and_the_first_goes_on(federation, endless):
-    federation.register("double")
-    federation.start("double", *federation.client("double", 1))
-
     def facts() -> dict:
         file = endless / "run.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
+    def done() -> int:
+        return facts().get("rounds_done", -1)
+
     def refused() -> str:
         return " ".join(facts().get("refused_clients", {}).values())
 
+    federation.register("double")
+    wait_for(lambda: done() >= 1)
+    federation.start("double", *federation.client("double", 1))
     wait_for(lambda: "several nodes have partition-id=1" in refused())
-    done = facts()["rounds_done"]
-    wait_for(lambda: facts()["rounds_done"] >= done + 3)
+    before = done()
+    wait_for(lambda: done() >= before + 3)
     double = federation.started.pop("double")
     double.terminate()
     assert double.wait(timeout=120) == 0
