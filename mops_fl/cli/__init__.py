@@ -15,12 +15,13 @@ from mops_fl.cli.deploy import app as deploy
 from mops_fl.cli.experiment import experiment
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
+from mops_fl.cli.report_page import report
 from mops_fl.cli.run import RunFailedError, StoppedError
 from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, train, compare, experiment, plot, show, partition, compress)
+COMMANDS = (simulate, train, compare, experiment, plot, report, show, partition, compress)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""
