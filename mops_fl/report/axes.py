@@ -77,7 +77,7 @@ class Axis:
             found = [m * 10.0**d for d in decades for m in multiples]
             found = [value for value in found if self.low <= value <= self.high]
             if len(found) <= MOST_TICKS:
-                return found if len(found) > 1 else self._steps(whole=False)
+                return found if len(found) > 2 else self._steps(whole=False)
         return found[:: math.ceil(len(found) / MOST_TICKS)]
 
 

@@ -80,7 +80,7 @@ def _weighs(run: Run) -> bool:
 
 
 def _heat(look: int, group: Replicates, run: Run, index: int) -> Heat:
-    table, every = run.gate, [task for task in run.tasks if task in {*run.gate["task"]}]
+    table, every = run.gate, [*run.gate["task"].unique()]
     tasks, experts = every[:MOST_TASKS], sorted(table["expert"].unique())
     rounds = sorted(table["round"].unique())
     most = max(_LEAST_FRAMES, min(MOST_FRAMES, MOST_WEIGHTS // (len(tasks) * len(experts))))
@@ -114,6 +114,8 @@ def _diagnostics(groups: Sequence[Replicates], titles: dict[str, str]) -> list[B
     """A chart for each column of `Replicates.diagnostics` that is known, and the numbers."""
     lines = {look: group.diagnostics() for look, group in enumerate(groups)}
     charts, looks = [], set()
+    experts = {g.runs[0].facts["config"].get("experts", 1) for g in groups}
+    bounds = {**dict.fromkeys(_AXES, (0.0, 1.0)), "entropy": (0.0, math.log(max(experts)))}
     for column, title in titles.items():
         curves = [
             Curve(look, groups[look].label, [*map(float, own.index)], [*own])
@@ -132,6 +134,7 @@ def _diagnostics(groups: Sequence[Replicates], titles: dict[str, str]) -> list[B
                     whole=True,
                     ends=True,
                     may_log=False,
+                    y_values=bounds[column],
                 )
             )
     if not charts:
@@ -141,9 +144,8 @@ def _diagnostics(groups: Sequence[Replicates], titles: dict[str, str]) -> list[B
     several = any(len(groups[look].runs) > 1 for look in looks)
     notes = ["Means over seeds."] if several else []
     if "entropy" in titles:
-        most = sorted({e for look in looks if (e := groups[look].runs[0].facts["config"].get("experts"))})
-        bounds = wording.listed([f"{math.log(e):.2f} for {wording.plural(e, 'expert')}" for e in most])
-        notes.append(f"Entropy is at most {bounds}, where all experts weigh alike.")
+        most = [f"{math.log(e):.2f} for {wording.plural(e, 'expert')}" for e in sorted(experts)]
+        notes.append(f"Entropy is at most {wording.listed(most)}: all experts weigh alike.")
     return [
         Charts(charts, keys, " ".join(notes)),
         Behind("The numbers behind these charts", tables),

@@ -40,7 +40,6 @@ class Key:
 
     look: int
     label: str
-    faint: bool = False
 
 
 @dataclass(frozen=True)

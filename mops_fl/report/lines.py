@@ -11,6 +11,8 @@ COLOURS = 7
 """Looks of lines, by colour and mark, that the style sheet has."""
 MOST_POINTS = 120
 """Of a line; more cannot be told apart at its size."""
+MOST_SMALL = 40
+"""The same of a small chart."""
 MOST_MARKS = 12
 _LINE_HEIGHT = 12.0
 
@@ -42,6 +44,7 @@ class Mark:
     y: float
     hollow: bool
     tip: str
+    """Shown beside it when it is pointed at; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def chart(
     small: bool = False,
     ends: bool = False,
     may_log: bool = True,
+    x_values: Iterable[float] = (),
     y_values: Iterable[float] = (),
 ) -> Chart:
     """Lay out curves; a curve of one point is a horizontal line.
@@ -100,12 +104,13 @@ def chart(
         small: whether it is one of many.
         ends: whether the last values are written.
         may_log: whether the vertical axis may be logarithmic.
+        x_values: what the horizontal axis reaches besides.
         y_values: what the vertical axis reaches besides, so that several charts have one.
     """
     width, height = (240.0, 150.0) if small else (360.0, 250.0)
     right = width - (44.0 if ends else 12.0)
-    drawn = [_drawable(curve) for curve in curves]
-    every_x = [x for curve in drawn if len(curve.x) > 1 for x in curve.x]
+    drawn = [_drawable(curve, MOST_SMALL if small else MOST_POINTS) for curve in curves]
+    every_x = [x for curve in drawn if len(curve.x) > 1 for x in curve.x] + [*x_values]
     x = _from_edge(Axis.over(every_x or [0.0, 1.0], 44.0, right))
     reached = [v for curve in drawn for v in (*curve.y, *curve.low, *curve.high)]
     bottom, top = (height - 20.0, 8.0) if small else (height - 38.0, 24.0)
@@ -135,10 +140,10 @@ def _from_edge(axis: Axis) -> Axis:
     return replace(axis, low=low)
 
 
-def _drawable(curve: Curve) -> Curve:
-    """Its finite points, `MOST_POINTS` at most; bounds only where both are finite."""
+def _drawable(curve: Curve, most: int) -> Curve:
+    """Its finite points, `most` at most; bounds only where both are finite."""
     rows = [i for i, (x, y) in enumerate(zip(curve.x, curve.y, strict=True)) if _finite(x, y)]
-    rows = thinned(rows, MOST_POINTS)
+    rows = thinned(rows, most)
     bounded = len(curve.low) == len(curve.x) == len(curve.high)
     return replace(
         curve,
@@ -166,7 +171,7 @@ def _line(curve: Curve, x: Axis, y: Axis, *, small: bool) -> Line:
     at = [(x.place(a), y.place(b)) for a, b in zip(curve.x, curve.y, strict=True)]
     shown = thinned(range(len(at)), 2 if small else MOST_MARKS)
     shown = sorted({*shown, *(i for i, a in enumerate(curve.x) if a in curve.hollow)})
-    marks = [Mark(*at[i], curve.x[i] in curve.hollow, _tip(curve, i)) for i in shown]
+    marks = [Mark(*at[i], curve.x[i] in curve.hollow, "" if small else _tip(curve, i)) for i in shown]
     band = bars = ""
     if curve.low and curve.banded:
         lower = [(x.place(a), y.place(b)) for a, b in zip(curve.x, curve.low, strict=True)]

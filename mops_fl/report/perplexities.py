@@ -1,6 +1,6 @@
 """Perplexity by round, by bytes, by seconds and by task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 
 from mops_fl.report import wording
 from mops_fl.report.layout import Behind, Block, Charts, Key, Section, Table
-from mops_fl.report.lines import Curve, chart
+from mops_fl.report.lines import Chart, Curve, chart
 from mops_fl.run.results import Replicates, Run, usual_machine
 from mops_fl.run.spread import deviation
 
@@ -57,10 +57,19 @@ def over_time(groups: Sequence[Replicates]) -> Section:
             if most[key] > 0
         ),
     ]
-    blocks: list[Block] = [Charts(charts, keys_of(groups), _what_is_drawn(groups, machine))]
-    blocks += _validation(groups)
     tables = [_rounds_table(groups, means), _costs_table(groups, costs), _work_table(groups)]
-    blocks.append(Behind("The numbers behind these charts", tables))
+    note = _what_is_drawn(groups, machine)
+    validations = {look: group.validation_curves() for look, group in enumerate(groups)}
+    if validations := {look: own.mean(axis=1) for look, own in validations.items() if len(own)}:
+        charts.append(_validation_chart(groups, validations))
+        note += " Validation rows are held back for choosing the round that counts."
+        labels = [groups[look].label for look in validations]
+        caption = "Perplexity by round, on validation rows"
+        tables.insert(1, _by_round(caption, labels, [*validations.values()]))
+    blocks: list[Block] = [
+        Charts(charts, keys_of(groups), note),
+        Behind("The numbers behind these charts", tables),
+    ]
     lead = (
         "Perplexity on the answer tokens of held-out rows, over all clients and tasks that train. "
         "Lower is better."
@@ -100,7 +109,8 @@ def by_task(groups: Sequence[Replicates]) -> Section | None:
     first = {*_largest(drawn, runs, MOST_PANELS)}
     shown = [each for task, each in zip(drawn, charts, strict=True) if task in first]
     rest = [each for task, each in zip(drawn, charts, strict=True) if task not in first]
-    note = "All on one scale."
+    scale = "logarithmic scale" if charts[0].y.log else "scale"
+    note = f"All on one {scale}."
     if rest:
         note += f" These are the {len(shown)} tasks with most held-out tokens, of {len(tasks)}."
     blocks: list[Block] = [Charts(shown, keys_of(groups), note, small=True)]
@@ -175,28 +185,17 @@ def _what_is_drawn(groups: Sequence[Replicates], machine: str) -> str:
     return " ".join(parts)
 
 
-def _validation(groups: Sequence[Replicates]) -> list[Block]:
-    """On the rows held back for choosing a round, where there are any."""
-    means = {look: group.validation_curves().mean(axis=1) for look, group in enumerate(groups)}
+def _validation_chart(groups: Sequence[Replicates], means: Mapping[int, pd.Series]) -> Chart:
     curves = [
         Curve(look, groups[look].label, [*map(float, mean.index)], [*mean])
         for look, mean in means.items()
-        if len(mean)
     ]
-    if not curves:
-        return []
-    drawn = chart(
+    return chart(
         curves, title="On validation rows", x_title="round", y_title=Y_TITLE, whole=True, ends=True
     )
-    keys = [Key(curve.look, curve.label) for curve in curves]
-    rows = _by_round([groups[curve.look].label for curve in curves], [means[c.look] for c in curves])
-    return [
-        Charts([drawn], keys, "Rows held back for choosing the round that counts."),
-        Behind("The numbers behind this chart", [rows]),
-    ]
 
 
-def _by_round(labels: Sequence[str], means: Sequence[pd.Series]) -> Table:
+def _by_round(caption: str, labels: Sequence[str], means: Sequence[pd.Series]) -> Table:
     numbers = sorted({number for mean in means for number in mean.index})
     shown = wording.thinned(numbers, MOST_ROUNDS)
     rows = [
@@ -204,12 +203,12 @@ def _by_round(labels: Sequence[str], means: Sequence[pd.Series]) -> Table:
         for number in shown
     ]
     note = wording.left_out(len(shown), len(numbers), "evaluated rounds")
-    return Table("Perplexity by round", ("round", *labels), rows, note)
+    return Table(caption, ("round", *labels), rows, note)
 
 
 def _rounds_table(groups: Sequence[Replicates], means: Sequence[pd.Series]) -> Table:
     """With the deviation over seeds, and the share of the tokens where that is not all."""
-    plain = _by_round([group.label for group in groups], means)
+    plain = _by_round("Perplexity by round", [group.label for group in groups], means)
     deviations = [group.curves().apply(deviation, axis=1) for group in groups]
     shares = [group.shares() for group in groups]
 

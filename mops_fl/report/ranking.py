@@ -28,6 +28,7 @@ def clients(groups: Sequence[Replicates]) -> Section | None:
         title="Clients from best to worst",
         x_title="clients, % of all",
         y_title="perplexity of a client",
+        x_values=(0.0, 100.0),
     )
     lead = (
         "Perplexity of each client's held-out rows, of the tasks that train, in the round that "
@@ -55,8 +56,8 @@ def _curves(look: int, label: str, run: Run) -> list[Curve]:
 
 
 def _keys(curves: Sequence[Curve]) -> list[Key]:
-    """One for all seeds."""
-    return [*dict.fromkeys(Key(curve.look, curve.label, curve.faint) for curve in curves)]
+    """One for all seeds; whose clients never train is told by the note."""
+    return [*dict.fromkeys(Key(curve.look, curve.label) for curve in curves if not curve.faint)]
 
 
 def _note(groups: Sequence[Replicates], curves: Sequence[Curve]) -> str:

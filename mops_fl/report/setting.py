@@ -23,13 +23,14 @@ def configuration(groups: Sequence[Replicates], every: Sequence[Run]) -> Section
     keys = [*dict.fromkeys(key for column in columns for key in column if key not in _OWN)]
     rows = {key: [str(column.get(key, wording.BLANK)) for column in columns] for key in keys}
     apart = [key for key in keys if len({*rows[key]}) > 1]
-    changed = [k for k in keys if k not in apart and columns[0].get(k) != defaults().get(k)]
+    usual = {key: str(defaults().get(key, wording.BLANK)) for key in keys}
+    changed = [key for key in keys if key not in apart and rows[key][0] != usual[key]]
     blocks: list[Block] = []
     if apart:
         blocks.append(_table("What differs", labels, rows, apart))
     if changed:
         what = "The same in all, other than the default"
-        alike = [(key, rows[key][0], str(defaults().get(key, wording.BLANK))) for key in changed]
+        alike = [(key, rows[key][0], usual[key]) for key in changed]
         blocks.append(Table(what, ("key", "value", "default"), alike, prose=True))
     if not blocks:
         blocks.append(Note("Every key has its default."))

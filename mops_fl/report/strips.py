@@ -35,14 +35,14 @@ def participation(groups: Sequence[Replicates]) -> Section | None:
             alike[key].append((title_of(group, run), run))
     if not alike:
         return None
-    blocks: list[Block] = [
-        _participation([name for name, _ in some], some[0][1])
-        for some in [*alike.values()][:MOST_PICTURES]
-    ]
+    blocks: list[Block] = []
+    for some in [*alike.values()][:MOST_PICTURES]:
+        name = wording.listed([name for name, _ in some])
+        blocks += [_participation(name, some[0][1]), _behind_participation(name, some[0][1])]
     blocks += _more(len(alike), "different histories")
     lead = (
-        "Each line is a client, each column a round. Whoever never trained is only as good as what "
-        "the others learned."
+        "Each line is a client that trained, each column a round. Whoever never trained knows only "
+        "what the others learned."
     )
     return Section("who", "Who trained when", lead, blocks)
 
@@ -79,12 +79,11 @@ def _failed(run: Run) -> list[tuple[int, int]]:
     return [(f.round, f.partition) for f in failures(run) if f.phase == "training"]
 
 
-def _participation(names: Sequence[str], run: Run) -> Strips:
+def _participation(name: str, run: Run) -> Strips:
     trained = trainings(run)
     rounds = int(max(trained["round"].max(), run.train["round"].max() if len(run.train) else 0))
     failed = _failed(run)
-    ids = sorted({*run.table("partition.csv")["partition"], *trained["partition"]})
-    never = {*(run.facts.get("unseen_clients") or ())}
+    ids = sorted({*trained["partition"], *(client for _, client in failed)})
     bins = _bins(ids, MOST_ROWS)
     columns = _bins(range(1, rounds + 1), MOST_CELLS)
     counts = _counted(trained[["partition", "round"]].to_numpy(), bins, columns)
@@ -95,10 +94,10 @@ def _participation(names: Sequence[str], run: Run) -> Strips:
         paths = _levels(counts[index] / sizes)
         paths |= {"bad": _path(wrong[index] > 0)} if wrong[index].any() else {}
         numbers = (f"{int(counts[index].sum()):,}", f"{int(wrong[index].sum()):,}")
-        strips.append(Strip(_ends(own, never), paths, numbers))
+        strips.append(Strip(_ends(own), paths, numbers))
     return Strips(
-        title=wording.listed(names),
-        says=f"{len({*trained['partition']}):,} of {len(ids):,} clients trained in {rounds} rounds.",
+        title=name,
+        says=_who_trained(run, ids),
         heading="client" if len(bins) == len(ids) else "clients",
         first="round 1",
         last=f"round {rounds}",
@@ -106,7 +105,7 @@ def _participation(names: Sequence[str], run: Run) -> Strips:
         cells=len(columns),
         strips=strips,
         key=_participation_key(len(bins) < len(ids) or len(columns) < rounds, bool(failed)),
-        note=_participation_note(len(ids), bins, rounds, columns, never),
+        note=_participation_note(len(ids), bins, rounds, columns),
     )
 
 
@@ -115,9 +114,23 @@ def _participation_key(binned: bool, failed: bool) -> list[tuple[str, str]]:
     return [*key, ("bad", "failed")] if failed else key
 
 
-def _participation_note(
-    count: int, bins: Sequence, rounds: int, columns: Sequence, never: set[int]
-) -> str:
+def _who_trained(run: Run, ids: Sequence[int]) -> str:
+    every = {*run.table("partition.csv")["partition"]} or {*ids}
+    never = sorted(every - {*ids})
+    text = f"{len(ids):,} of {wording.plural(len(every), 'client')} were asked to train"
+    return f"{text}; never: {wording.listed([*map(str, never)], 20)}." if never else f"{text}."
+
+
+def _behind_participation(name: str, run: Run) -> Behind:
+    rounds = trainings(run).groupby("partition")["round"].apply(sorted)
+    shown = wording.thinned([*rounds.index], 100)
+    rows = [(str(client), ", ".join(map(str, rounds[client]))) for client in shown]
+    note = wording.left_out(len(shown), len(rounds), "clients")
+    table = Table(f"Rounds of each client: {name}", ("client", "rounds"), rows, note, prose=True)
+    return Behind("The numbers of each client", [table])
+
+
+def _participation_note(count: int, bins: Sequence, rounds: int, columns: Sequence) -> str:
     parts = []
     if len(bins) < count:
         parts.append(f"A line is {_about(bins, 'client')}, of {count:,}.")
@@ -125,8 +138,6 @@ def _participation_note(
         parts.append(f"A column is {_about(columns, 'round')}, of {rounds:,}.")
     if len(bins) < count or len(columns) < rounds:
         parts.append("The darker, the larger the share of them that trained.")
-    if never:
-        parts.append(f"{wording.plural(len(never), 'client')} never take part (*).")
     return " ".join(parts)
 
 
@@ -159,7 +170,7 @@ def _partition(name: str, run: Run) -> Strips:
         numbers=("clients", "rows", "held out"),
         cells=len(columns),
         strips=strips,
-        key=[("1", "1 row" if len(columns) == len(table) else "few"), ("5", f"{top:,.0f} rows")],
+        key=[("1", "few rows"), (str(LEVELS), f"{top:,.0f} rows")],
         note=_partition_note(table, tasks, shown, columns, run),
     )
 
@@ -219,10 +230,9 @@ def _about(bins: Sequence[Sequence[int]], noun: str) -> str:
     return wording.plural(len(bins[0]), noun)
 
 
-def _ends(own: Sequence[int], never: set[int]) -> str:
-    """The first and the last of a bin; a star where one of them never trains."""
-    star = "*" if never & {*own} else ""
-    return f"{own[0]}{star}" if len(own) == 1 else f"{own[0]}–{own[-1]}{star}"
+def _ends(own: Sequence[int]) -> str:
+    """The first and the last of a bin."""
+    return str(own[0]) if len(own) == 1 else f"{own[0]}–{own[-1]}"
 
 
 def _counted(pairs: np.ndarray, bins: Sequence, columns: Sequence) -> np.ndarray:

@@ -305,8 +305,16 @@ class Run:
             return pd.DataFrame(columns=[*COLUMNS[name]]).astype(COLUMNS[name])
         return self._table(name)
 
+    @cached_property
+    def _read(self) -> dict[str, pd.DataFrame]:
+        """The tables that were asked for."""
+        return {}
+
     def _table(self, name: str) -> pd.DataFrame:
-        return pd.DataFrame(self.rows(name), columns=[*COLUMNS[name]]).astype(COLUMNS[name])
+        if name not in self._read:
+            columns = COLUMNS[name]
+            self._read[name] = pd.DataFrame(self.rows(name), columns=[*columns]).astype(columns)
+        return self._read[name]
 
     def table(self, name: str) -> pd.DataFrame:
         """Any table of `mops_fl.run.folder.COLUMNS`, as ``drift.csv``; empty where there is none.
