@@ -37,7 +37,9 @@ def write_large(
         folder, method=method, rounds=rounds, tasks=tasks, config=config, end=end, **facts
     )
     draw = np.random.default_rng(seed)
-    loss = [math.log(end + (500 - end) * math.exp(-6 * n / max(rounds, 1))) for n in range(rounds + 1)]
+    loss = [
+        math.log(end + (500 - end) * math.exp(-6 * n / max(rounds, 1))) for n in range(rounds + 1)
+    ]
     losses = [value * (0.9 + 0.2 * draw.random()) for value in loss]
     own = [(tasks[c % len(tasks)], tasks[(c * 7 + 1) % len(tasks)]) for c in range(clients)]
     held = draw.integers(3, 60, (clients, 2))

@@ -15,6 +15,7 @@ MOST_SMALL = 40
 """The same of a small chart."""
 MOST_MARKS = 12
 _LINE_HEIGHT = 12.0
+_NEAR = 25.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def _line(curve: Curve, x: Axis, y: Axis, *, small: bool) -> Line:
     at = [(x.place(a), y.place(b)) for a, b in zip(curve.x, curve.y, strict=True)]
     shown = thinned(range(len(at)), 2 if small else MOST_MARKS)
     shown = sorted({*shown, *(i for i, a in enumerate(curve.x) if a in curve.hollow)})
-    marks = [Mark(*at[i], curve.x[i] in curve.hollow, "" if small else _tip(curve, i)) for i in shown]
+    marks = [
+        Mark(*at[i], curve.x[i] in curve.hollow, "" if small else _tip(curve, i)) for i in shown
+    ]
     band = bars = ""
     if curve.low and curve.banded:
         lower = [(x.place(a), y.place(b)) for a, b in zip(curve.x, curve.low, strict=True)]
@@ -195,10 +198,13 @@ def _tip(curve: Curve, index: int) -> str:
 def _with_ends(
     lines: Sequence[Line], curves: Sequence[Curve], x: float, bottom: float
 ) -> list[Line]:
-    """The last value of each line beside it, apart from each other where lines meet."""
-    order = sorted(
-        (i for i, curve in enumerate(curves) if curve.y), key=lambda i: (lines[i].marks[-1].y, i)
-    )
+    """The last value of each line that reaches the right, apart where lines meet."""
+    reach = [
+        i
+        for i, curve in enumerate(curves)
+        if len(curve.x) == 1 or (curve.x and lines[i].marks[-1].x > x - _NEAR)
+    ]
+    order = sorted(reach, key=lambda i: (lines[i].marks[-1].y, i))
     places: dict[int, float] = {}
     lowest = -math.inf
     for index in order:

@@ -35,9 +35,7 @@ def results(groups: Sequence[Replicates]) -> Section:
         "Perplexity is that of all answer tokens in the round that counts: the one that was kept, "
         "else the last. Worst 10 %: the mean loss of that tenth of the clients, as a perplexity."
     )
-    table = Table(
-        "Results", headings, cells, note, looks=[*range(len(groups))], titled=False
-    )
+    table = Table("Results", headings, cells, note, looks=[*range(len(groups))], titled=False)
     blocks: list[Block] = [Note(text, warns=True) for text in _doubts(groups)]
     return Section("results", "Results", _headline(groups, rows), [*blocks, table])
 
@@ -85,8 +83,8 @@ def _doubts(groups: Sequence[Replicates]) -> list[str]:
                 by_seed.setdefault(run.facts["seed"], set()).add(digest)
         if any(len(digests) > 1 for digests in by_seed.values()):
             found.append(
-                f"Runs of one seed did not have the same {what} ({key}): compare their perplexities "
-                "with care."
+                f"Runs of one seed did not have the same {what} ({key}): compare their "
+                "perplexities with care."
             )
     if len({tuple(sorted(str(run.facts["seed"]) for run in group.runs)) for group in groups}) > 1:
         found.append("Not all configurations were run with the same seeds.")
@@ -155,7 +153,9 @@ def trouble(groups: Sequence[Replicates], every: Sequence[Run]) -> Section:
     counts = [(named.get(id(run), run.name), failure_counts(run)) for run in every]
     counted = [(n, *(f"{c:,}" for c in own.values())) for n, own in counts if any(own.values())]
     if counted:
-        blocks.append(Table("Replies that were missing or refused", ("", "training", "evaluation"), counted))
+        blocks.append(
+            Table("Replies that were missing or refused", ("", "training", "evaluation"), counted)
+        )
     if lines:
         shown = lines[:MOST_FAILURES]
         rows = [(n, str(f.round), f.phase, str(f.partition), f.reason) for n, f in shown]

@@ -249,7 +249,9 @@ def _work_table(groups: Sequence[Replicates]) -> Table:
     rows = []
     for group in groups:
         for run in group.runs:
-            name = group.label if len(group.runs) == 1 else f"{group.label}, seed {run.facts['seed']}"
+            name = (
+                group.label if len(group.runs) == 1 else f"{group.label}, seed {run.facts['seed']}"
+            )
             for phase, table in (("training", run.train), ("evaluation", run.evaluations)):
                 if len(table):
                     rows.append((f"{name}: {phase}", *_work(table)))

@@ -137,4 +137,6 @@ def _clients(name: str, run: Run) -> Table:
         if math.isfinite(losses[client])
     ]
     note = wording.left_out(len(shown), len(ranked), "clients")
-    return Table(f"{name}, round {run.result_round}", ("", "rank", "perplexity", "loss"), rows, note)
+    return Table(
+        f"{name}, round {run.result_round}", ("", "rank", "perplexity", "loss"), rows, note
+    )

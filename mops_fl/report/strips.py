@@ -62,8 +62,8 @@ def partition(groups: Sequence[Replicates]) -> Section | None:
         blocks += [_partition(name, some[0][1]), _behind_partition(name, some[0][1])]
     blocks += _more(len(alike), "different partitions")
     lead = (
-        "Each line is a task, each column a client; the darker, the more rows it trains on. Clients "
-        "stand in the order of the task that they hold most of."
+        "Each line is a task, each column a client; the darker, the more rows it trains on. "
+        "Clients stand in the order of the task that they hold most of."
     )
     return Section("partition", "Who holds what", lead, blocks)
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+from mops_fl.labels import one_line
+
 Item = TypeVar("Item")
 
 BLANK = "–"
@@ -69,7 +71,7 @@ def duration(seconds: float) -> str:
 
 def listed(texts: Sequence[str], most: int = 6) -> str:
     """Some of them by name, and how many more there are."""
-    shown = ", ".join(texts[:most])
+    shown = ", ".join(one_line(text, 40) for text in texts[:most])
     rest = len(texts) - most
     return f"{shown} and {rest} more" if rest > 0 else shown
 

@@ -1,5 +1,6 @@
-"""What run folders say beyond curves: which runs are one, what failed, who trained, who holds what."""
+"""What run folders say beyond curves: which runs are one, what failed, who holds what."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from mops_fl.run.results import Replicates, Run, differences
 
 COMPLETED = "completed"
 """The status of a run that ended well."""
+LONGEST_LABEL = 80
+"""Characters that may tell a configuration apart; beyond them its run's name is shorter."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ def grouped(runs: Iterable[Run]) -> list[Replicates]:
             groups.append([run])
         else:
             home.append(run)
-    labels = _labels([group[0] for group in groups])
-    return [Replicates(label, tuple(own)) for label, own in zip(labels, groups, strict=True)]
+    return [
+        Replicates(label, tuple(own)) for label, own in zip(_labels(groups), groups, strict=True)
+    ]
 
 
 def _belongs(run: Run, group: list[Run]) -> bool:
@@ -56,19 +60,31 @@ def _belongs(run: Run, group: list[Run]) -> bool:
     )
 
 
-def _labels(runs: list[Run]) -> list[str]:
-    """The shortest that tell the runs apart: method, what they differ in, or names."""
-    methods = [run.method for run in runs]
+def _labels(groups: list[list[Run]]) -> list[str]:
+    """The shortest that tell the groups apart: method, what they differ in, or names of runs."""
+    firsts = [group[0] for group in groups]
     apart = {
         key
-        for run in runs
-        for key in differences(runs[0].facts["config"], run.facts["config"])
+        for run in firsts
+        for key in differences(firsts[0].facts["config"], run.facts["config"])
         if key != "method"
     }
-    for labels in (methods, [_with_values(run, apart) for run in runs]):
-        if len({*labels}) == len(labels) and max(map(len, labels), default=0) <= 60:
-            return labels
-    return _numbered([run.label for run in runs])
+    labels = [_with_values(run, apart) for run in firsts]
+    if len({run.method for run in firsts}) == len(firsts):
+        labels = [run.method for run in firsts]
+    labels = [f"{label}{_suffix(run)}" for label, run in zip(labels, firsts, strict=True)]
+    times = Counter(labels)
+    named = (
+        label if times[label] == 1 and len(label) <= LONGEST_LABEL else f"{run.method} ({run.name})"
+        for label, run in zip(labels, firsts, strict=True)
+    )
+    return _numbered([*named])
+
+
+def _suffix(run: Run) -> str:
+    """What is not completed is one run, never a mean."""
+    status = run.facts["status"]
+    return "" if status == COMPLETED else f" (seed {run.facts['seed']}, {status})"
 
 
 def _with_values(run: Run, keys: set[str]) -> str:
@@ -79,6 +95,7 @@ def _with_values(run: Run, keys: set[str]) -> str:
 
 
 def _numbered(labels: list[str]) -> list[str]:
+    """The second and later ones of a label with their number."""
     seen: dict[str, int] = {}
     made = []
     for label in labels:
@@ -92,7 +109,10 @@ def failures(run: Run) -> list[Failure]:
     return sorted(
         (
             Failure(phase, int(number), int(partition), str(reason))
-            for phase, key in (("training", "train_failures"), ("evaluation", "evaluation_failures"))
+            for phase, key in (
+                ("training", "train_failures"),
+                ("evaluation", "evaluation_failures"),
+            )
             for number, own in (run.facts.get(key) or {}).items()
             for partition, reason in own.items()
         ),

@@ -174,7 +174,7 @@ class Run:
         return len(rows), int(rows.sum())
 
     def losses(self, number: int | None = None, *, unseen_clients: bool = False) -> pd.Series:
-        """Loss of each client in nats an answer token, by partition, on the tasks that were trained.
+        """Loss of each client in nats an answer token, by partition, on the tasks that train.
 
         Args:
             number: an evaluated round; None for `result_round`.
