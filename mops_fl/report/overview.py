@@ -14,9 +14,9 @@ from mops_fl.run.results import MEASURES, Estimate, Replicates, Run, summary
 MOST_FAILURES = 100
 """Lines of the table of failures."""
 _NOTES = {
-    "running": "is still running, or was killed: what is shown are its whole rounds so far",
-    "failed": "failed: what is shown are its whole rounds",
-    "stopped": "was stopped: what is shown are its whole rounds",
+    "running": "is still running, or was killed",
+    "failed": "failed",
+    "stopped": "was stopped",
 }
 
 
@@ -94,16 +94,7 @@ def _doubts(groups: Sequence[Replicates]) -> list[str]:
 def runs(every: Sequence[Run]) -> Section:
     """All runs, also those that have no evaluated round yet."""
     rows = [_run(run) for run in every]
-    notes: list[Block] = [
-        Note(f"{run.name} {_NOTES[run.facts['status']]}.{_reason(run)}", warns=True)
-        for run in every
-        if run.facts["status"] in _NOTES
-    ]
-    notes += [
-        Note(f"{run.name} has no evaluated round yet, so it is in no chart.", warns=True)
-        for run in every
-        if not is_evaluated(run)
-    ]
+    notes: list[Block] = [Note(text, warns=True) for text in filter(None, map(_unfinished, every))]
     headings = (
         *("run", "method", "seed", "status", "rounds", "model", "rows", "clients", "a round"),
         *("started", "machine"),
@@ -112,9 +103,16 @@ def runs(every: Sequence[Run]) -> Section:
     return Section("runs", "What was run", _in_words(every), [*notes, table])
 
 
-def _reason(run: Run) -> str:
-    error = run.facts.get("error")
-    return f" Its error: {error}" if error and run.facts["status"] != COMPLETED else ""
+def _unfinished(run: Run) -> str:
+    """What is to be known of a run that has not ended well; empty for others."""
+    status, error = run.facts["status"], run.facts.get("error")
+    shown = "what is shown are its rounds so far"
+    if not is_evaluated(run):
+        shown = "it has no evaluated round, so it is in no chart"
+    elif status == COMPLETED:
+        return ""
+    reason = f" Its error: {error}" if error and status != COMPLETED else ""
+    return f"{run.name} {_NOTES.get(status, f'is {status}')}: {shown}.{reason}"
 
 
 def _run(run: Run) -> tuple[str, ...]:
@@ -166,8 +164,8 @@ def trouble(groups: Sequence[Replicates], every: Sequence[Run]) -> Section:
     elif counted:
         blocks.append(Note("These runs noted no reasons."))
     if other := [row for run in every for row in _refusals(named.get(id(run), run.name), run)]:
-        headings = ("run", "what", "how many or why")
-        blocks.append(Table("Clients and rows", headings, other, prose=True))
+        columns = ("run", "what", "how many or why")
+        blocks.append(Table("Clients and rows", columns, other, prose=True))
     lead = "Every reply came and was taken." if not counted else ""
     return Section("failures", "Failures", lead, blocks)
 

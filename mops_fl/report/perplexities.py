@@ -51,7 +51,7 @@ def over_time(groups: Sequence[Replicates]) -> Section:
                 y_title=Y_TITLE,
             )
             for key, scale, title, x_title in (
-                ("bytes", factor, "By what travelled", f"{unit} both ways, all clients"),
+                ("bytes", factor, "By bytes", f"{unit} both ways, all clients"),
                 ("seconds", second, "By time", f"{time_unit} of training"),
             )
             if most[key] > 0

@@ -49,7 +49,7 @@ def _columns(
 ) -> tuple[list[str], list[Mapping[str, Any]]]:
     """A label and the values of each configuration, and of each run that is in none."""
     labels = [group.label for group in groups]
-    columns = [_values(group.runs) for group in groups]
+    columns: list[Mapping[str, Any]] = [_values(group.runs) for group in groups]
     shown = {id(run) for group in groups for run in group.runs}
     for run in every:
         if id(run) not in shown:

@@ -88,10 +88,11 @@ def _participation(name: str, run: Run) -> Strips:
     columns = _bins(range(1, rounds + 1), MOST_CELLS)
     counts = _counted(trained[["partition", "round"]].to_numpy(), bins, columns)
     wrong = _counted(np.array([(p, n) for n, p in failed]).reshape(-1, 2), bins, columns)
+    shares = counts / np.outer([*map(len, bins)], [*map(len, columns)])
+    top = float(shares.max()) or 1.0
     strips = []
     for index, own in enumerate(bins):
-        sizes = np.array([len(own) * len(column) for column in columns])
-        paths = _levels(counts[index] / sizes)
+        paths = _levels(shares[index] / top)
         paths |= {"bad": _path(wrong[index] > 0)} if wrong[index].any() else {}
         numbers = (f"{int(counts[index].sum()):,}", f"{int(wrong[index].sum()):,}")
         strips.append(Strip(_ends(own), paths, numbers))
@@ -104,13 +105,16 @@ def _participation(name: str, run: Run) -> Strips:
         numbers=("times", "failed"),
         cells=len(columns),
         strips=strips,
-        key=_participation_key(len(bins) < len(ids) or len(columns) < rounds, bool(failed)),
+        key=_participation_key(top, bool(failed)),
         note=_participation_note(len(ids), bins, rounds, columns),
     )
 
 
-def _participation_key(binned: bool, failed: bool) -> list[tuple[str, str]]:
-    key = [("1", "some trained"), (str(LEVELS), "all trained")] if binned else [("5", "trained")]
+def _participation_key(top: float, failed: bool) -> list[tuple[str, str]]:
+    if top == 1:
+        key = [(str(LEVELS), "trained")]
+    else:
+        key = [("1", "few of them trained"), (str(LEVELS), f"{top:.0%} of them trained")]
     return [*key, ("bad", "failed")] if failed else key
 
 

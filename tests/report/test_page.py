@@ -210,7 +210,10 @@ def test_runs_that_have_not_ended(tmp_path):
     page = page_of(going, new)
     words = " ".join(page.words)
     assert "going is still running, or was killed" in words
-    assert "new has no evaluated round yet, so it is in no chart." in words
+    assert (
+        "new is still running, or was killed: it has no evaluated round, so it is in no chart."
+        in words
+    )
     assert page.names == list(SECTIONS)
     alone = page_of(new)
     assert alone.names == ["runs", "failures", "configuration"]
