@@ -19,7 +19,7 @@ FLOORS = (
     ("mops_fl.config", "mops_fl.pictures"),
     ("mops_fl.wire", "mops_fl.data", "mops_fl.base"),
     ("mops_fl.methods", "mops_fl.compression", "partitions", "mops_fl.run"),
-    ("strategies", "mops_fl.models", "mops_fl.flower"),
+    ("strategies", "mops_fl.models", "mops_fl.flower", "mops_fl.report"),
     ("mops_fl.training", "mops_fl.experiment"),
     (
         *("mops_fl.engine", "mops_fl.node", "mops_fl.start", "mops_fl.membership"),

@@ -17,6 +17,7 @@ from mops_fl.cli.export import export
 from mops_fl.cli.generate import generate
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
+from mops_fl.cli.report_page import report
 from mops_fl.cli.run import RunFailedError, StoppedError
 from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
@@ -25,7 +26,7 @@ from mops_fl.errors import MopsError
 
 COMMANDS = (
     *(simulate, train, compare, experiment, watch),
-    *(plot, show, generate, export, partition, compress),
+    *(plot, report, show, generate, export, partition, compress),
 )
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130

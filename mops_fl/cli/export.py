@@ -25,7 +25,7 @@ def export(
     prompts at the input layer: an adapter of peft, and its base model beside it.
     """
     from mops_fl.export.card import FORMATS
-    from mops_fl.export.folder import export as write
+    from mops_fl.export.model_folder import export as write
     from mops_fl.generation.trained import Trained
 
     wanted = options.wanted(server_round, client, model, dtype, "cpu")

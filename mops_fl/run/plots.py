@@ -116,11 +116,7 @@ def cost_figure(groups: Sequence[Replicates], path: Path) -> None:
     machine = usual_machine(runs)
     where = f"\non {machine}" if len({run.machine for run in runs}) > 1 else ""
     for index, (group, series) in enumerate(zip(groups, means, strict=True)):
-        costs = [
-            run.costs() if run.machine == machine else run.costs().assign(seconds=math.nan)
-            for run in group.runs
-        ]
-        spent = pd.concat(costs).groupby(level=0).mean().reindex(series.index)
+        spent = group.costs(machine).reindex(series.index)
         for panel, x in zip(
             panels, (series.index, spent["bytes"] / 1e6, spent["seconds"]), strict=True
         ):

@@ -173,18 +173,27 @@ class Run:
         rows = self._held_out_rows()
         return len(rows), int(rows.sum())
 
-    def spread(self, number: int | None = None, *, unseen_clients: bool = False) -> Spread | None:
-        """How the losses of clients lie in a round, on the tasks that were trained.
+    def losses(self, number: int | None = None, *, unseen_clients: bool = False) -> pd.Series:
+        """Loss of each client in nats an answer token, by partition, on the tasks that train.
 
         Args:
             number: an evaluated round; None for `result_round`.
             unseen_clients: of the clients that never train instead of those that do.
+        """
+        table = self._evaluated(self.result_round if number is None else number)
+        return client_losses(self.part(table, unseen_clients=unseen_clients))
+
+    def spread(self, number: int | None = None, *, unseen_clients: bool = False) -> Spread | None:
+        """How the losses of clients lie in a round, on the tasks that were trained.
+
+        Args:
+            number: as `losses` has it.
+            unseen_clients: as `losses` has it.
 
         Returns:
             None where no client's losses are known.
         """
-        table = self._evaluated(self.result_round if number is None else number)
-        losses = client_losses(self.part(table, unseen_clients=unseen_clients))
+        losses = self.losses(number, unseen_clients=unseen_clients)
         return Spread.of(losses, self._held_out_rows(unseen_clients)) if len(losses) else None
 
     def personalised(self) -> "Personalised | None":
@@ -296,8 +305,16 @@ class Run:
             return pd.DataFrame(columns=[*COLUMNS[name]]).astype(COLUMNS[name])
         return self._table(name)
 
+    @cached_property
+    def _read(self) -> dict[str, pd.DataFrame]:
+        """The tables that were asked for."""
+        return {}
+
     def _table(self, name: str) -> pd.DataFrame:
-        return pd.DataFrame(self.rows(name), columns=[*COLUMNS[name]]).astype(COLUMNS[name])
+        if name not in self._read:
+            columns = COLUMNS[name]
+            self._read[name] = pd.DataFrame(self.rows(name), columns=[*columns]).astype(columns)
+        return self._read[name]
 
     def table(self, name: str) -> pd.DataFrame:
         """Any table of `mops_fl.run.folder.COLUMNS`, as ``drift.csv``; empty where there is none.
@@ -387,6 +404,14 @@ class Replicates:
     def validation_curves(self) -> pd.DataFrame:
         """The same on the rows held back for choosing."""
         return _aligned(run.validation_perplexity() for run in self.runs)
+
+    def costs(self, machine: str) -> pd.DataFrame:
+        """`Run.costs`, the mean over runs; of the seconds over those on one machine."""
+        costs = [
+            run.costs() if run.machine == machine else run.costs().assign(seconds=math.nan)
+            for run in self.runs
+        ]
+        return pd.concat(costs).groupby(level=0).mean()
 
     def diagnostics(self) -> pd.DataFrame:
         """`Run.diagnostics`, the mean over runs."""

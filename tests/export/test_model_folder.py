@@ -17,7 +17,7 @@ from transformers import (
 
 from experiments.golden.tiny import save_tiny_llama
 from mops_fl.errors import ConfigError, RunError
-from mops_fl.export.folder import export, format_of
+from mops_fl.export.model_folder import export, format_of
 from mops_fl.generation.answerer import Answerer, Sampling
 from mops_fl.generation.trained import Trained
 from mops_fl.models.causal_lm import MopsForCausalLM
