@@ -1,8 +1,9 @@
-"""Every fenced command of the README, as it stands there, in a checkout that is tiny by default.
+"""Every fenced command of the README and of `docs/`, as it stands there, in a checkout that is tiny
+by default. A command that stands in several places is run in the first.
 
 The checkout is a copy of this one in which `SMALL` takes the place of the defaults and of the
-preset's values, and everything that the README only names (a model, data, earlier runs) is there
-under that name. What a command needs on top of its text stands in `APPENDED`.
+preset's values, and everything that a page only names (a model, data, earlier runs) is there under
+that name. What a command needs on top of its text stands in `APPENDED`.
 """
 
 import json
@@ -28,7 +29,19 @@ from mops_fl.data.dolly import TASKS
 
 T = TypeVar("T")
 
-README = (app_folder() / "README.md").read_text(encoding="utf-8")
+ROOT = app_folder()
+
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+"""The README, then the pages of `docs/` by their names."""
+
+LINKED = (*PAGES, "CONTRIBUTING.md", "experiments/README.md", "experiments/PAPERS.md")
+"""Whose links are followed."""
+
+LANGUAGES = {"", "sh", "text", "python", "toml", "json"}
+"""After the fence of a block, and the end of one; ``sh`` is run here."""
 
 SMALL = {
     "num-samples": "1200",
@@ -59,14 +72,15 @@ KILLED = "mops-fl simulate -c method=mops"
 """The command that begins so is killed after its first round, for ``--resume`` to carry on."""
 
 NAMES = {KILLED: ("NAME",), "mops-fl compare": ("A", "B")}
-"""What the README calls the runs that the commands that begin so have made."""
+"""What the pages call the runs that the commands that begin so have made."""
 
 SETS_UP = ("export", ".", "cd")
 """Lines that prepare the shell for the commands after them."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(page: str) -> list[str]:
+    """What the page has the shell do."""
+    return re.findall(r"^```sh\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 class Command(NamedTuple):
@@ -96,8 +110,28 @@ def commands(block: str) -> list[Command]:
     return found
 
 
-BLOCKS = blocks("sh")
-LINES = [command.line for block in BLOCKS for command in commands(block)]
+@dataclass(frozen=True)
+class Block:
+    """A block, and of its commands those that no block before it has."""
+
+    name: str
+    text: str
+    commands: tuple[Command, ...]
+
+
+def all_blocks() -> list[Block]:
+    found: list[Block] = []
+    seen: set[str] = set()
+    for name, page in PAGES.items():
+        for number, text in enumerate(blocks(page), 1):
+            fresh = tuple(each for each in commands(text) if each.line not in seen)
+            seen |= {command.line for command in fresh}
+            found.append(Block(f"{name}-{number}", text, fresh))
+    return found
+
+
+BLOCKS = [block for block in all_blocks() if block.commands]
+LINES = [command.line for block in BLOCKS for command in block.commands]
 
 
 @dataclass(frozen=True)
@@ -150,7 +184,7 @@ class Checkout:
         return {run.name: f["status"] for run, f in facts.items() if not run.is_symlink()}
 
     def name_runs(self, *names: str) -> None:
-        """Give the latest runs the names that the README has for them."""
+        """Give the latest runs the names that the pages have for them."""
         latest = list(self.statuses())[::-1]
         for name, run in zip(names, latest, strict=False):
             (self.folder / "runs" / name).symlink_to(run)
@@ -184,7 +218,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 
 def make_small(folder: Path) -> None:
-    """Small defaults, and all that the README names."""
+    """Small defaults, and all that the pages name."""
     # widths that nf4's blocks divide
     shape = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128}
     model = save_tiny_llama(folder / "M", **shape)
@@ -192,9 +226,8 @@ def make_small(folder: Path) -> None:
     (folder / "path" / "to" / "llama").symlink_to(model)
     write_dolly(folder / "rows.jsonl", ("ask", "tell"), 1100)
     write_dolly(folder / "dolly.jsonl", TASKS, 400)
-    tasks = re.search(r"--tasks (\S+)", README)
-    assert tasks is not None
-    write_superni(folder / "FOLDER", tasks[1].split(","), 60)
+    (tasks,) = [t for line in LINES for t in re.findall(r"--tasks (\S+)", line)]
+    write_superni(folder / "FOLDER", tasks.split(","), 60)
     for name, more in (("pyproject.toml", {}), ("experiments/quick.toml", FEW)):
         file = folder / name
         text = file.read_text(encoding="utf-8")
@@ -233,20 +266,50 @@ def stop_superlink(environment: dict[str, str]) -> None:
         time.sleep(0.2)
 
 
-def test_every_block_is_of_a_kind_that_these_tests_know():
-    assert set(re.findall(r"^```(.*)$", README, flags=re.MULTILINE)) == {"", "sh", "text"}
-    assert README.count("\n```\n") == len(BLOCKS) + len(blocks("text"))
+def anchors(page: str) -> set[str]:
+    """What links into a page may end with: its headings as GitHub has them."""
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_kind_that_these_tests_know(page):
+    fences = re.findall(r"^```(.*)$", PAGES[page], flags=re.MULTILINE)
+    assert set(fences) <= LANGUAGES
+    assert all(fences[::2]), "a block without a language"
+    assert not any(fences[1::2])
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_links_lead_somewhere(page):
+    here = ROOT / page
+    links = re.findall(r"\]\(([^)\s]+)\)", here.read_text(encoding="utf-8"))
+    dead = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = here.parent / path if path else here
+        if link.startswith(("http://", "https://")):
+            continue
+        there = anchors(target.read_text(encoding="utf-8")) if anchor and target.exists() else ()
+        if not target.exists() or (anchor and anchor not in there):
+            dead.append(link)
+    assert not dead
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert [name for name in PAGES if name != "README.md" and name not in PAGES["README.md"]] == []
 
 
 @pytest.mark.parametrize("start", [*APPENDED, *NOT_RUN, *NAMES])
-def test_what_the_tables_name_is_in_the_readme(start):
+def test_what_the_tables_name_is_on_a_page(start):
     assert [line for line in LINES if line.startswith(start)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=range(1, len(BLOCKS) + 1))
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
 def test_the_commands_of_a_block(checkout, block):
-    for command in commands(block):
+    for command in block.commands:
         if command.entry(NOT_RUN, None):
             continue
         if command.line.startswith("make "):
@@ -258,9 +321,9 @@ def test_the_commands_of_a_block(checkout, block):
             checkout.run(command.script)
         checkout.name_runs(*command.entry(NAMES, ()))
     assert set(checkout.statuses().values()) <= {"completed"}
-    for picture in re.findall(r"\S+\.png", block):
+    for picture in re.findall(r"\S+\.png", "\n".join(each.line for each in block.commands)):
         assert (checkout.folder / picture).stat().st_size > 1000
-    if "flwr run" in block:
+    if "flwr run" in block.text:
         listed = json.loads(checkout.run("flwr list --format json"))["runs"]
         assert [run["status"] for run in listed] == ["finished:completed"]
         stop_superlink(checkout.environment)

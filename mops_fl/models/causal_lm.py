@@ -31,7 +31,7 @@ from mops_fl.models.attention import KeyValues
 
 
 class MopsConfig(LlamaConfig):
-    """A LLaMA's configuration, and how prompts and gate act on it; the keys are the README's."""
+    """A LLaMA's configuration, and how prompts and gate act on it; the keys are a run's."""
 
     model_type = "mops"
 

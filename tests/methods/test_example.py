@@ -1,4 +1,4 @@
-"""The method that CONTRIBUTING.md writes as an example works as it stands there."""
+"""The method that docs/write-a-method.md writes as an example works as it stands there."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from mops_fl.methods import method_of
 from mops_fl.metrics import total
 from mops_fl.training.trainer import Trainer
 
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "write-a-method.md").read_text(encoding="utf-8")
 CODE, LINE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
