@@ -12,6 +12,7 @@ import typer
 from mops_fl.cli.compare import compare
 from mops_fl.cli.compress import compress
 from mops_fl.cli.deploy import app as deploy
+from mops_fl.cli.evaluate import evaluate
 from mops_fl.cli.experiment import experiment
 from mops_fl.cli.generate import generate
 from mops_fl.cli.partition import partition
@@ -21,7 +22,10 @@ from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, train, compare, experiment, plot, show, generate, partition, compress)
+COMMANDS = (
+    *(simulate, train, compare, experiment, plot, show, generate, evaluate),
+    *(partition, compress),
+)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""
