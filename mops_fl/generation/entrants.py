@@ -52,6 +52,7 @@ def entrants(
     if len({run.resolve() for run in runs}) < len(runs):
         raise ConfigError("a run is named twice: name each once")
     read = [_read(run, wanted) for run in runs]
+    answerers = [_answerers(trained, wanted, data is None) for trained in read]
     held = [
         HeldOut.of_run(trained) if data is None else HeldOut.of_file(trained, data)
         for trained in read
@@ -65,10 +66,10 @@ def entrants(
         raise RunError(f"{runs[0]} held no rows out: give rows of your own with --data")
     names = Counter(trained.run.label for trained in read)
     found = []
-    for trained, rows in zip(read, held, strict=True):
+    for trained, rows, answerer in zip(read, held, answerers, strict=True):
         label, folder = trained.run.label, trained.run.folder
         name = label if names[label] == 1 else f"{folder} ({trained.config.method})"
-        found.append(Entrant(name, trained, rows, _answerers(trained, wanted, data is None)))
+        found.append(Entrant(name, trained, rows, answerer))
     return [*(_bases(found) if compare else ()), *found]
 
 

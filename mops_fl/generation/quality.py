@@ -61,8 +61,8 @@ class Answer:
 class Score:
     """A mean over rows, 0 to 100, with 95 % intervals of resampled clients.
 
-    Rows of one client are resampled together; rows without a client one by one. Intervals, and the
-    difference of what nothing is before, are NaN where they cannot be known.
+    Rows of one client are resampled together, the same ones for every model; rows without a client
+    one by one. NaN stands for an interval over a single one, and for the first model's difference.
     """
 
     model: str
@@ -142,17 +142,16 @@ def answered(entrant: Entrant, sampling: Sampling) -> list[Answer]:
     return [_answer(entrant.name, row, texts[n], labels) for n, row in enumerate(rows)]
 
 
-def scores(answers: Sequence[Answer], seed: int = 0) -> list[Score]:
+def scores(answers: Sequence[Answer]) -> list[Score]:
     """What answers of one model or of several to the same rows are worth: for each part, all its
     tasks together and one by one, each of `MEASURES`, and each model.
 
     Args:
-        answers: those of the first model first.
-        seed: of the resampled clients.
+        answers: those of the first model first, rows in one order for all.
     """
     table = pd.DataFrame([asdict(answer) for answer in answers])
     table["exact"] = 100.0 * table["exact"]
-    return [score for part in PARTS for score in _of_part(table[table["part"] == part], seed)]
+    return [score for part in PARTS for score in _of_part(table[table["part"] == part])]
 
 
 def tenths(answers: Iterable[Answer], measure: str = "rouge_l") -> dict[str, float]:
@@ -167,15 +166,15 @@ def tenths(answers: Iterable[Answer], measure: str = "rouge_l") -> dict[str, flo
     return {"clients": len(means), **{name: float(value) for name, value in known.items()}}
 
 
-def _of_part(table: pd.DataFrame, seed: int) -> Iterator[Score]:
+def _of_part(table: pd.DataFrame) -> Iterator[Score]:
     for task in (None, *table["task"].unique()) if len(table) else ():
         own = table if task is None else table[table["task"] == task]
         for measure in MEASURES:
             counted = own if measure == "rouge_l" else own[own["labels"]]
-            yield from _of_models(counted, task, measure, seed)
+            yield from _of_models(counted, task, measure)
 
 
-def _of_models(table: pd.DataFrame, task: str | None, measure: str, seed: int) -> Iterator[Score]:
+def _of_models(table: pd.DataFrame, task: str | None, measure: str) -> Iterator[Score]:
     """The score of each model in rows of one part, of which there may be none."""
     first: Any = None
     for model, own in table.groupby("model", sort=False):
@@ -190,20 +189,20 @@ def _of_models(table: pd.DataFrame, task: str | None, measure: str, seed: int) -
             measure,
             len(own),
             clients,
-            *_mean(values, units, seed),
-            *(unknown if first is None else _mean(values - first, units, seed)),
+            *_mean(values, units),
+            *(unknown if first is None else _mean(values - first, units)),
         )
         first = values if first is None else first
 
 
-def _mean(values: np.ndarray, units: pd.Series, seed: int) -> tuple[float, float, float]:
+def _mean(values: np.ndarray, units: pd.Series) -> tuple[float, float, float]:
     """Mean, and 2.5 and 97.5 % of it over resampled units, NaN for a single one."""
     sums = pd.DataFrame({"sum": values, "count": 1.0}).groupby(units.to_numpy()).sum().to_numpy()
     if len(sums) < 2:
         return float(values.mean()), float("nan"), float("nan")
     # the difference to what is 0 everywhere
     nothing = np.tile((0.0, 1.0), (len(sums), 1))
-    return float(values.mean()), *bootstrap([sums], [nothing], seed)
+    return float(values.mean()), *bootstrap([sums], [nothing])
 
 
 def _answer(model: str, row: Row, text: str, labels: frozenset[str]) -> Answer:
