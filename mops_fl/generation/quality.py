@@ -154,12 +154,12 @@ def scores(answers: Sequence[Answer]) -> list[Score]:
     return [score for part in PARTS for score in _of_part(table[table["part"] == part])]
 
 
-def tenths(answers: Iterable[Answer], measure: str = "rouge_l") -> dict[str, float]:
+def tenths(answers: Iterable[Answer]) -> dict[str, float]:
     """How clients fare, each counting once: ``mean``, ``sd``, ``worst`` and ``best`` tenth of their
-    means, at least one client, and the number of ``clients``.
+    mean ROUGE-L, at least one client, and the number of ``clients``.
     """
     table = pd.DataFrame([asdict(answer) for answer in answers])
-    means = table.groupby("client")[measure].mean().sort_values()
+    means = table.groupby("client")["rouge_l"].mean().sort_values()
     tenth = -(-len(means) // 10)
     ends = {"worst": means[:tenth], "best": means[-tenth:]}
     known = {"mean": means.mean(), "sd": means.std(), **{k: v.mean() for k, v in ends.items()}}

@@ -118,7 +118,7 @@ class Trained:
 
 def own_tensors(config: Config) -> bool:
     """Whether each client of a run has tensors, or a gate, of its own."""
-    return config.training == "local" or _own_gate(config)
+    return config.method != "base" and (config.training == "local" or _own_gate(config))
 
 
 def _own_gate(config: Config) -> bool:
