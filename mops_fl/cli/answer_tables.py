@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 NAMES = {"rouge_l": "ROUGE-L", "exact": "exact match"}
 """What measures are called."""
 
+_OF_LABELS = ", of tasks whose answers are labels"
+
 
 def tables(answers: "Sequence[Answer]", scores: "Sequence[Score]") -> Iterable[Table]:
     """All that is told of answers: by task, by client, and last all together."""
@@ -24,25 +26,27 @@ def tables(answers: "Sequence[Answer]", scores: "Sequence[Score]") -> Iterable[T
     held = {answer.client for answer in answers}
     if len(held) > 1 and None not in held:
         yield _by_client(answers, scores)
-    yield _summary([score for score in scores if score.task is None])
+    for measure in NAMES:
+        if found := [s for s in scores if s.measure == measure and s.task is None]:
+            yield _summary(measure, found)
 
 
 def _by_task(measure: str, scores: "Sequence[Score]") -> Table:
     """A line a task, a column a model."""
     models = [*dict.fromkeys(score.model for score in scores)]
-    of_labels = ", tasks whose answers are labels" if measure == "exact" else ""
     places = dict.fromkeys((score.part, score.task) for score in scores)
     names = [_named(one_line(task or "", limit=50), part) for part, task in places]
     table = numbers(
-        *("task", "rows", *(one_line(model, limit=40) for model in models)),
-        title=f"{NAMES[measure]} by task{of_labels}",
+        *("task", "rows", *(_short(model) for model in models)),
+        title=f"{NAMES[measure]} by task{_OF_LABELS if measure == 'exact' else ''}",
         names=names,
     )
     cells = {(score.part, score.task, score.model): score for score in scores}
-    for name, place in zip(names, places, strict=True):
+    lines = []
+    for place in places:
         own = [cells[*place, model] for model in models]
-        table.add_row(name, f"{own[0].rows:,}", *(_mean(score) for score in own))
-    return table
+        lines.append([f"{own[0].rows:,}", *(_mean(score) for score in own)])
+    return _filled(table, names, lines)
 
 
 def _by_client(answers: "Sequence[Answer]", scores: "Sequence[Score]") -> Table:
@@ -50,7 +54,7 @@ def _by_client(answers: "Sequence[Answer]", scores: "Sequence[Score]") -> Table:
     from mops_fl.generation.quality import tenths
 
     groups = dict.fromkeys((score.part, score.model) for score in scores)
-    names = [_named(one_line(model, limit=40), part) for part, model in groups]
+    names = [_named(_short(model), part) for part, model in groups]
     table = numbers(
         *("clients", "number", "mean", "sd", "worst 10 %", "best 10 %"),
         title="ROUGE-L by client, each client counting once",
@@ -63,40 +67,36 @@ def _by_client(answers: "Sequence[Answer]", scores: "Sequence[Score]") -> Table:
     return table
 
 
-def _summary(scores: "Sequence[Score]") -> Table:
-    """A line a model, its measures beside one another."""
-    held = any(score.clients for score in scores)
+def _summary(measure: str, scores: "Sequence[Score]") -> Table:
+    """A line a model."""
     several = len({score.model for score in scores}) > 1
-    measures = [name for name in NAMES if any(score.measure == name for score in scores)]
-    groups = dict.fromkeys((score.part, score.model) for score in scores)
-    names = [_named(one_line(model, limit=40), part) for part, model in groups]
-    title = (
-        "answers, 0 to 100; in brackets 95 % of the means of resampled "
-        f"{'clients' if held else 'rows'}"
-    )
+    units = "clients" if any(score.clients for score in scores) else "rows"
+    title = f"{NAMES[measure]}, 0 to 100{_OF_LABELS if measure == 'exact' else ''}"
+    title += f"\nin brackets: 95 % of the means of resampled {units}"
     if several:
         title += "\ndifference: to the first line's model, on the same rows"
-    headings = []
-    for measure in measures:
-        headings += ["rows", NAMES[measure], *(["difference"] if several else [])]
+    names = [_named(_short(score.model), score.part) for score in scores]
+    headings = ("rows", NAMES[measure], *(["difference"] if several else []))
     table = numbers("", *headings, title=title, names=names)
-    cells = {(score.part, score.model, score.measure): score for score in scores}
-    for name, group in zip(names, groups, strict=True):
-        line = []
-        for measure in measures:
-            score = cells.get((*group, measure))
-            line += _cells(score, several) if score else [""] * (2 + several)
+    lines = [[f"{score.rows:,}", _mean(score)] for score in scores]
+    if several:
+        for line, own in zip(lines, scores, strict=True):
+            ends = (own.difference_low, own.difference_high)
+            line.append(_interval(own.difference, *ends, _signed))
+    return _filled(table, names, lines)
+
+
+def _filled(table: Table, names: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table with lines, no cell of which is broken where there is room for it."""
+    for name, line in zip(names, lines, strict=True):
         table.add_row(name, *line)
+    for column, cells in zip(table.columns[1:], zip(*lines, strict=True), strict=True):
+        column.min_width = max(column.min_width or 0, *map(len, cells))
     return table
 
 
-def _cells(score: "Score", several: bool) -> list[str]:
-    difference = (score.difference, score.difference_low, score.difference_high)
-    return [
-        f"{score.rows:,}",
-        _mean(score),
-        *([_interval(*difference, _signed)] if several else []),
-    ]
+def _short(model: str) -> str:
+    return one_line(model, limit=60)
 
 
 def _named(name: str, part: str) -> str:
