@@ -12,6 +12,7 @@ import typer
 from mops_fl.cli.compare import compare
 from mops_fl.cli.compress import compress
 from mops_fl.cli.deploy import app as deploy
+from mops_fl.cli.evaluate import evaluate
 from mops_fl.cli.experiment import experiment
 from mops_fl.cli.export import export
 from mops_fl.cli.generate import generate
@@ -26,7 +27,7 @@ from mops_fl.errors import MopsError
 
 COMMANDS = (
     *(simulate, train, compare, experiment, watch),
-    *(plot, report, show, generate, export, partition, compress),
+    *(plot, report, show, generate, evaluate, export, partition, compress),
 )
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130

@@ -85,7 +85,7 @@ def _by_round(
     shares = [group.shares() for group in groups]
     if any(len(partial) for partial in shares):
         title += _IN_BRACKETS
-    table = _numbers("round", *(_short(group.label) for group in groups), title=title)
+    table = numbers("round", *(_short(group.label) for group in groups), title=title)
     for number in sorted({number for mean in means for number in mean.index}):
         cells = (_perplexity(*pair, number) for pair in zip(means, shares, strict=True))
         table.add_row(str(number), *cells)
@@ -105,7 +105,7 @@ def _diagnostics(title: str, lines: "pd.DataFrame", run: "Run") -> Table:
     experts = run.facts["config"].get("experts")
     most = f" (of {math.log(experts):.3f})" if experts else ""
     headings = [f"{name}{most if name == 'entropy' else ''}" for name in lines.columns]
-    table = _numbers("round", *headings, title=one_line(title, limit=80))
+    table = numbers("round", *headings, title=one_line(title, limit=80))
     for number, line in lines.iterrows():
         table.add_row(str(number), *(_number(value, 3) for value in line))
     return table
@@ -113,7 +113,7 @@ def _diagnostics(title: str, lines: "pd.DataFrame", run: "Run") -> Table:
 
 def _clients(runs: Sequence[tuple[str, "Run"]]) -> Table:
     """How clients fare, one by one, in the round that counts."""
-    table = _numbers(
+    table = numbers(
         *("clients", "round", "mean", "sd", "worst 10 %", "best 10 %"),
         title="perplexity by client: exp of the mean of their losses, each client counting once\n"
         "(a mean of perplexities is no perplexity); in brackets clients/held-out rows;\n"
@@ -139,7 +139,7 @@ def _group(group: "Group") -> str:
 
 def _personalised(runs: Sequence[tuple[str, "Run"]]) -> Table:
     """Before and after the clients' own last steps."""
-    table = _numbers(
+    table = numbers(
         *("clients", "all before", "after", "worst 10 % before", "after"),
         title="perplexity before and after personalisation; the worst 10 % are those of each time",
         names=(name for name, _ in runs),
@@ -163,7 +163,7 @@ def _summary(groups: Sequence["Replicates"]) -> Table:
     counted = ("n",) if seeds > 1 else ()
     headings = ("MB a round" if key == "bytes a round" else key for key in known)
     names = [_short(group.label) for group in groups]
-    table = _numbers("", *counted, *headings, title=title, names=names)
+    table = numbers("", *counted, *headings, title=title, names=names)
     for name, group in zip(names, groups, strict=True):
         count = len(group.runs)
         cells = (_estimate(key, rows[group.label][key], count) for key in known)
@@ -204,7 +204,7 @@ def per_task(run: "Run") -> Table:
     shares = {task: run.share(task).loc[lambda share: share < 1] for task in run.tasks}
     partial = any(number in own.index for own in shares.values() for number in rounds)
     title = f"perplexity per task{_IN_BRACKETS if partial else ''}"
-    table = _numbers("task", *headings, title=title)
+    table = numbers("task", *headings, title=title)
     for task, own in shares.items():
         curve = run.perplexity(task)
         table.add_row(one_line(task, limit=50), *(_perplexity(curve, own, n) for n in rounds))
@@ -229,7 +229,7 @@ def work(run: "Run") -> Table:
     return table
 
 
-def _numbers(first: str, *others: str, title: str, names: Iterable[str] = ()) -> Table:
+def numbers(first: str, *others: str, title: str, names: Iterable[str] = ()) -> Table:
     """Numbers in columns after the first; `names` stand there, and no word of theirs is broken."""
     table = Table(
         title=title,

@@ -77,8 +77,24 @@ def tokenise(
 
 def question_ids(question: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a question as `tokenise` gives them uncut, whatever its answer."""
-    (ids,) = _ids(tokenizer, [head(question) + TAIL])
+    return text_ids(head(question) + TAIL, tokenizer)
+
+
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text, behind what the tokenizer puts before every text."""
+    (ids,) = _ids(tokenizer, [text])
     return [*_added_before(tokenizer), *ids]
+
+
+def continuation_ids(
+    text: str, continuation: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Token ids of a text and of what follows it, joined as those of a question and its answer."""
+    before, whole = text_ids(text, tokenizer), text_ids(text + continuation, tokenizer)
+    answer = whole[len(before) :]
+    if whole[: len(before)] != before or not answer:
+        (answer,) = _ids(tokenizer, [continuation])
+    return before, answer
 
 
 def _cut(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mops_fl.activity import OnStep
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.config import BackboneConfig
 from mops_fl.data.examples import Example
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 DECODED = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 """How answers become text."""
+
+TOGETHER = 16
+"""Questions that are answered at a time."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +128,15 @@ class Answerer:
             streamer: gets tokens as they come, of a single question.
         """
         model: Any = self.model
-        end = self.tokenizer.eos_token_id
-        longest = max(map(len, questions))
-        padding = [longest - len(ids) for ids in questions]
-        rows = [[end] * n + [*ids] for n, ids in zip(padding, questions, strict=True)]
-        ids = torch.tensor(rows, device=model.device)
-        mask = torch.arange(longest)[None] >= torch.tensor(padding)[:, None]
+        end, longest = self.tokenizer.eos_token_id, max(map(len, questions))
+        ids, mask = self._padded(questions)
         torch.manual_seed(sampling.seed)
         options = sampling.options
         options["max_new_tokens"] = min(sampling.max_new_tokens, self.context - longest)
         with self._adapted(), torch.no_grad():
             made = model.generate(
                 ids,
-                attention_mask=mask.long().to(model.device),
+                attention_mask=mask,
                 eos_token_id=end,
                 pad_token_id=end,
                 streamer=streamer,
@@ -144,12 +144,95 @@ class Answerer:
             )
         return self.tokenizer.batch_decode(made[:, longest:], **DECODED)
 
+    def in_batches(
+        self,
+        questions: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_step: OnStep = lambda _done, _of: None,
+    ) -> list[str]:
+        """The answers to any number of questions, `TOGETHER` of similar length at a time.
+
+        Without a temperature each is what it is by itself, but for rounding: in half precision, of
+        two tokens that are nearly as likely, a batch may choose the other.
+
+        Args:
+            questions: token ids of each.
+            sampling: how tokens are chosen.
+            on_step: called after every batch with the number of questions answered, and of all.
+        """
+        found, done = [""] * len(questions), 0
+        room = self.context - sampling.max_new_tokens
+        for places in batches([*map(len, questions)], room):
+            texts = self.answers([questions[place] for place in places], sampling)
+            for place, text in zip(places, texts, strict=True):
+                found[place] = text
+            done += len(places)
+            on_step(done, len(questions))
+        return found
+
+    def loglikelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each answer after its question, in nats, all in one forward pass; and
+        whether each of its tokens is the most likely one.
+
+        Args:
+            pairs: token ids of a question, which the gate sees, and of an answer; neither is empty.
+        """
+        model: Any = self.model
+        ids, mask = self._padded([[*question, *answer[:-1]] for question, answer in pairs])
+        options: dict[str, Any] = {}
+        if isinstance(model, MopsForCausalLM):
+            asked = [ids.shape[1] - len(answer) + 1 for _, answer in pairs]
+            places = torch.arange(ids.shape[1], device=ids.device)
+            options["question_mask"] = places < torch.tensor(asked, device=ids.device)[:, None]
+        with self._adapted(), torch.no_grad():
+            logits = model(
+                ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=max(len(answer) for _, answer in pairs),
+                use_cache=False,
+                **options,
+            ).logits
+        found = []
+        for row, (_, answer) in zip(logits, pairs, strict=True):
+            # [A, vocabulary], what predicts each token of the answer
+            scores = row[-len(answer) :].float().log_softmax(-1)
+            targets = torch.tensor(answer, device=scores.device)
+            likely = scores.gather(-1, targets[:, None]).sum()
+            found.append((float(likely), bool((scores.argmax(-1) == targets).all())))
+        return found
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [B, T], padded on the left, and 0 where they are padded, else 1."""
+        longest, device = max(map(len, rows)), self.model.device
+        padding = [longest - len(ids) for ids in rows]
+        end = self.tokenizer.eos_token_id
+        padded = [[end] * n + [*ids] for n, ids in zip(padding, rows, strict=True)]
+        mask = torch.arange(longest)[None] >= torch.tensor(padding)[:, None]
+        return torch.tensor(padded, device=device), mask.long().to(device)
+
     @contextlib.contextmanager
     def _adapted(self) -> Iterator[None]:
         trained = self.trained
         own = (trained.method, trained.config.adapters, trained.tensors)
         with with_adapters(self.model, *own):
             yield
+
+
+def batches(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """The places of `lengths` in batches of up to `TOGETHER` similar ones, the longest first.
+
+    Args:
+        lengths: tokens of each row.
+        room: tokens that a row may have for the others' sake; a longer one is alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    alone = sum(length > room for length in lengths)
+    yield from ([place] for place in order[:alone])
+    for start in range(alone, len(order), TOGETHER):
+        yield order[start : start + TOGETHER]
 
 
 @lru_cache(maxsize=1)

@@ -125,6 +125,15 @@ class Trained:
         return replace(self, config=replace(self.config, method="base"), tensors={})
 
 
+def own_tensors(config: Config) -> bool:
+    """Whether each client of a run has tensors, or a gate, of its own."""
+    return config.method != "base" and (config.training == "local" or _own_gate(config))
+
+
+def _own_gate(config: Config) -> bool:
+    return config.method == "mops" and config.prompts.gate_sync == "local"
+
+
 def _of_client(
     run: Run, config: Config, tensors: Tensors, server_round: int, client: int | None
 ) -> Tensors:
@@ -133,8 +142,7 @@ def _of_client(
     Raises:
         RunError: a client must be named, there is no such client, or none may be named.
     """
-    own_gate = config.method == "mops" and config.prompts.gate_sync == "local"
-    if config.training != "local" and not own_gate:
+    if not own_tensors(config):
         if client is not None:
             raise RunError(f"--client {client}: all clients of {run.folder} share their tensors")
         return tensors
@@ -148,7 +156,7 @@ def _of_client(
         own = f"{client}/"
         found = {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
         tensors = {**shared, **found}
-    if own_gate:
+    if _own_gate(config):
         rounds = [row[0] for row in run.rows("clients.csv") if row[1] == client]
         if trained := [number for number in rounds if number <= server_round]:
             tensors = {**tensors, **local_gate.read(run.facts["id"], client, max(trained))}

@@ -377,9 +377,13 @@ class Trainer:
 
     def held_out(self, partition: int) -> tuple[list[Tokenised], list[Tokenised]]:
         """A client's held-out rows, of unseen tasks too, and its validation rows."""
-        config, share = self.config, self._share(partition)
-        part = evaluated(share, config.data.eval_samples, config.seed, partition)
+        part = self.held_out_rows(partition)
         return self._examples(part.test + part.unseen), self._examples(part.validation)
+
+    def held_out_rows(self, partition: int) -> Share:
+        """The same rows as indices into the corpus; none to train on."""
+        config, share = self.config, self._share(partition)
+        return evaluated(share, config.data.eval_samples, config.seed, partition)
 
     def pretraining_data(self, partition: int) -> tuple[list[Tokenised], tuple[str, ...]]:
         """What pretraining may use, by `pretrain-data`.
