@@ -17,11 +17,15 @@ from mops_fl.cli.generate import generate
 from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
 from mops_fl.cli.run import RunFailedError, StoppedError
+from mops_fl.cli.serve import serve
 from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
 from mops_fl.errors import MopsError
 
-COMMANDS = (simulate, train, compare, experiment, plot, show, generate, partition, compress)
+COMMANDS = (
+    *(simulate, train, compare, experiment, plot, show),
+    *(generate, serve, partition, compress),
+)
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130
 """Exit codes."""

@@ -56,7 +56,7 @@ def tokenise(
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no end-of-sequence token: use another model")
-    start = _added_before(tokenizer)
+    start = added_before(tokenizer)
     least = 2 * (len(start) + _tail_length(tokenizer, "x")) - 1
     if max_length < least:
         raise ConfigError(
@@ -78,7 +78,7 @@ def tokenise(
 def question_ids(question: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a question as `tokenise` gives them uncut, whatever its answer."""
     (ids,) = _ids(tokenizer, [head(question) + TAIL])
-    return [*_added_before(tokenizer), *ids]
+    return [*added_before(tokenizer), *ids]
 
 
 def _cut(
@@ -123,7 +123,7 @@ def _answers(
     return [[*ids, tokenizer.eos_token_id] for ids in answers]
 
 
-def _added_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def added_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: the beginning of sequence, or nothing."""
     bare, full = (tokenizer("x", add_special_tokens=add)["input_ids"] for add in (False, True))
     starts = range(len(full) - len(bare) + 1)
