@@ -134,10 +134,10 @@ class Completion:
             yield _event(self._chunk({}, reply.finish_reason))
             if usage:
                 yield _event({**self._chunk({}), "choices": [], "usage": self._usage()})
+        except ClosedError as error:
+            yield _event(_error(str(error), kind="server_error"))
         except Exception as error:
-            if not isinstance(error, ClosedError):
-                _LOG.exception("an answer could not be made")
-            yield _event(_error(str(error) or type(error).__name__, kind="server_error"))
+            yield _event(_failed(error))
         yield "data: [DONE]\n\n"
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
@@ -182,6 +182,10 @@ async def _whole(request: Request, reply: Reply, completion: Completion) -> JSON
         if not made.done():
             return JSONResponse({})  # nobody reads it
         return JSONResponse(made.result())
+    except ClosedError:
+        raise
+    except Exception as error:
+        return JSONResponse(_failed(error), 500)
     finally:
         reply.cancel()
         made.cancel()
@@ -205,6 +209,13 @@ def _error(
     return {"error": {**error, "param": param, "code": code}}
 
 
+def _failed(error: Exception) -> dict[str, Any]:
+    """Of an answer that could not be made; where, is printed."""
+    _LOG.error("an answer could not be made", exc_info=error)
+    message = f"the answer could not be made: {str(error) or type(error).__name__}"
+    return _error(message, kind="server_error")
+
+
 def _answer_errors(app: FastAPI) -> None:
     """Have errors take OpenAI's form."""
 
@@ -215,11 +226,15 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = f"{field or 'the body'}: {first['msg']}"
+        field = ".".join(map(str, first["loc"][1:]))
+        message = f"{field}={str(first['input'])[:100]!r}: {first['msg']}"
+        if first["type"] == "json_invalid":
+            field, message = "", f"the body is malformed JSON: {first['ctx']['error']}"
+        elif first["type"] == "missing":
+            message = f"{field or 'the body'} is missing: give it"
         if "json" not in request.headers.get("content-type", ""):
             message = "the body is not said to be JSON: send Content-Type: application/json"
-        return JSONResponse(_error(message, field), 400)
+        return JSONResponse(_error(message, field or None), 400)
 
     @app.exception_handler(HTTPException)
     async def no_such_place(request: Request, error: HTTPException) -> JSONResponse:
@@ -229,8 +244,3 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ClosedError)
     async def ending(_: Request, error: ClosedError) -> JSONResponse:
         return JSONResponse(_error(str(error), kind="server_error"), 503)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        message = f"the answer could not be made: {error}"
-        return JSONResponse(_error(message, kind="server_error"), 500)

@@ -101,7 +101,8 @@ class ChatRequest(BaseModel):
         try:
             return Example(question_of(self.messages), "", "", "")
         except UnusableError as error:
-            raise RequestError(f"messages: {error}", "messages") from error
+            fix = "give turns with texts, one of them not the system's"
+            raise RequestError(f"messages: {error}: {fix}", "messages") from error
 
     @property
     def sampling(self) -> Sampling:

@@ -59,6 +59,13 @@ class _Server(uvicorn.Server):
         self._desk.close()
 
 
+def configuration(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves: what goes wrong is printed, and nothing else."""
+    return uvicorn.Config(
+        app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=_FAREWELL
+    )
+
+
 def serve_until_told(app: FastAPI, desk: Desk, held: socket.socket) -> None:
     """Answer until SIGINT or SIGTERM arrives.
 
@@ -67,10 +74,7 @@ def serve_until_told(app: FastAPI, desk: Desk, held: socket.socket) -> None:
         desk: where its questions are answered; closed at the end.
         held: a socket that listens.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_FAREWELL
-    )
     try:
-        _Server(config, desk).run(sockets=[held])
+        _Server(configuration(app), desk).run(sockets=[held])
     finally:
         desk.close()
