@@ -20,14 +20,15 @@ from mops_fl.cli.partition import partition
 from mops_fl.cli.plot import plot
 from mops_fl.cli.report_page import report
 from mops_fl.cli.run import RunFailedError, StoppedError
+from mops_fl.cli.serve import serve
 from mops_fl.cli.show import show
 from mops_fl.cli.simulate import simulate, train
 from mops_fl.cli.watch import watch
 from mops_fl.errors import MopsError
 
 COMMANDS = (
-    *(simulate, train, compare, experiment, watch),
-    *(plot, report, show, generate, evaluate, export, partition, compress),
+    *(simulate, train, compare, experiment, watch, plot, report, show),
+    *(generate, serve, evaluate, export, partition, compress),
 )
 
 BAD_INPUT, RUN_FAILED, STOPPED = 2, 1, 130

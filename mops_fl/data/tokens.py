@@ -56,7 +56,7 @@ def tokenise(
     """
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no end-of-sequence token: use another model")
-    start = _added_before(tokenizer)
+    start = added_before(tokenizer)
     least = 2 * (len(start) + _tail_length(tokenizer, "x")) - 1
     if max_length < least:
         raise ConfigError(
@@ -83,7 +83,7 @@ def question_ids(question: Example, tokenizer: PreTrainedTokenizerBase) -> list[
 def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a text, behind what the tokenizer puts before every text."""
     (ids,) = _ids(tokenizer, [text])
-    return [*_added_before(tokenizer), *ids]
+    return [*added_before(tokenizer), *ids]
 
 
 def continuation_ids(
@@ -139,7 +139,7 @@ def _answers(
     return [[*ids, tokenizer.eos_token_id] for ids in answers]
 
 
-def _added_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def added_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: the beginning of sequence, or nothing."""
     bare, full = (tokenizer("x", add_special_tokens=add)["input_ids"] for add in (False, True))
     starts = range(len(full) - len(bare) + 1)

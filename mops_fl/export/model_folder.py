@@ -19,7 +19,7 @@ from mops_fl.errors import ConfigError, RunError
 from mops_fl.export.card import card
 from mops_fl.export.peft_adapters import adapted
 from mops_fl.files import check_disk, made_once
-from mops_fl.generation.chat_template import with_chat_template
+from mops_fl.generation.chat_template import put_chat_template
 from mops_fl.generation.trained import Trained
 from mops_fl.models.adapted import with_prompts
 from mops_fl.models.weights import ensure_weights
@@ -72,7 +72,8 @@ def export(trained: Trained, out: Path) -> str:
     weights = ensure_weights(floats)
     check_disk(out, sum(file.stat().st_size for file in weights.glob("*.safetensors")), str(out))
     llama = load_llama(weights, dtype, model=backbone.model)
-    tokenizer = with_chat_template(load_tokenizer(backbone))
+    tokenizer = load_tokenizer(backbone)
+    put_chat_template(tokenizer)
     llama.generation_config.eos_token_id = tokenizer.eos_token_id
     with made_once(out) as made:
         if made.folder is None:
