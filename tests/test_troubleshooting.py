@@ -31,6 +31,7 @@ NOT_MET = {
     "RuntimeError": "of tools for those who change the code",
     "TimeoutError": "of tools for those who change the code",
     "Stopped": "ends a block; it has no text",
+    "RequestError": "told over HTTP, in the form that programs of OpenAI's interface expect",
 }
 """Other classes that are raised by name, and why the page does not have their texts."""
 

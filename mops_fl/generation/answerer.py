@@ -47,7 +47,9 @@ class Sampling:
         """For `generate` of transformers."""
         chosen: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
         if self.temperature:
+            # all tokens, where transformers would take the 50 likeliest
             chosen |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+            chosen["top_k"] = 0
         return chosen
 
 
