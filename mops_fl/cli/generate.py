@@ -167,6 +167,6 @@ def _ask(
 
 def _weights(answerer: "Answerer", weights: Sequence[float]) -> str:
     """The experts from the heaviest on."""
-    experts = answerer.trained.experts
+    experts = answerer.experts
     order = sorted(range(len(weights)), key=lambda expert: -weights[expert])
     return "experts: " + ", ".join(f"{experts[e]} {weights[e]:.2f}" for e in order)

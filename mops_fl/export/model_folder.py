@@ -96,6 +96,7 @@ def _write(trained: Trained, kind: str, llama: LlamaForCausalLM, folder: Path) -
         layout, layer = trained.config.prompts, trained.layer
         model = with_prompts(llama, layout, layer, trained.tensors)
         model.config.quantisation = quantisation
+        model.config.expert_names = trained.experts if trained.method.gated else None
         model.save_pretrained(folder)
     else:
         _write_adapter(trained, llama, folder)

@@ -1,6 +1,7 @@
 """Asking a model: questions in the template that it was trained with, and answers as they come."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -53,26 +54,27 @@ class Sampling:
         return chosen
 
 
-class Answerer:
-    """One round of one run, ready to answer."""
+class Answering(ABC):
+    """A model that was trained, with its tokenizer, ready to answer."""
 
-    def __init__(self, trained: Trained) -> None:
-        """Nothing is loaded before it is asked for. Runs on one base model share it in memory."""
-        self.trained = trained
-
-    @cached_property
+    @property
+    @abstractmethod
     def model(self) -> "LlamaForCausalLM":
-        """The LLaMA, with prompts and gate where there are some."""
-        trained = self.trained
-        layer, llama = trained.layer, _frozen(trained.config.backbone)
-        if PROMPTS not in trained.tensors:
-            return llama
-        return with_prompts(llama, trained.config.prompts, layer, trained.tensors)
+        """What generates."""
 
-    @cached_property
+    @property
+    @abstractmethod
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The base model's."""
-        return load_tokenizer(self.trained.config.backbone)
+
+    @property
+    @abstractmethod
+    def experts(self) -> list[str]:
+        """What each expert is called; empty without a gate."""
+
+    def adapted(self) -> contextlib.AbstractContextManager[None]:
+        """Around what the model computes: whatever it lacks by itself."""
+        return contextlib.nullcontext()
 
     def ids(self, question: Example) -> list[int]:
         """Token ids of a question, as in training.
@@ -135,7 +137,7 @@ class Answerer:
         torch.manual_seed(sampling.seed)
         options = sampling.options
         options["max_new_tokens"] = min(sampling.max_new_tokens, self.context - longest)
-        with self._adapted(), torch.no_grad():
+        with self.adapted(), torch.no_grad():
             made = model.generate(
                 ids,
                 attention_mask=mask,
@@ -188,7 +190,7 @@ class Answerer:
             asked = [ids.shape[1] - len(answer) + 1 for _, answer in pairs]
             places = torch.arange(ids.shape[1], device=ids.device)
             options["question_mask"] = places < torch.tensor(asked, device=ids.device)[:, None]
-        with self._adapted(), torch.no_grad():
+        with self.adapted(), torch.no_grad():
             logits = model(
                 ids,
                 attention_mask=mask,
@@ -215,12 +217,38 @@ class Answerer:
         mask = torch.arange(longest)[None] >= torch.tensor(padding)[:, None]
         return torch.tensor(padded, device=device), mask.long().to(device)
 
-    @contextlib.contextmanager
-    def _adapted(self) -> Iterator[None]:
+
+class Answerer(Answering):
+    """One round of one run."""
+
+    def __init__(self, trained: Trained) -> None:
+        """Nothing is loaded before it is asked for. Runs on one base model share it in memory."""
+        self.trained = trained
+
+    @cached_property
+    def model(self) -> "LlamaForCausalLM":
+        """The LLaMA, with prompts and gate where there are some."""
+        trained = self.trained
+        layer, llama = trained.layer, _frozen(trained.config.backbone)
+        if PROMPTS not in trained.tensors:
+            return llama
+        return with_prompts(llama, trained.config.prompts, layer, trained.tensors)
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base model's."""
+        return load_tokenizer(self.trained.config.backbone)
+
+    @property
+    def experts(self) -> list[str]:
+        """Their numbers, with tasks where the gate was pretrained on tasks."""
+        return self.trained.experts if self.trained.method.gated else []
+
+    def adapted(self) -> contextlib.AbstractContextManager[None]:
+        """The adapters of a method that has some."""
         trained = self.trained
         own = (trained.method, trained.config.adapters, trained.tensors)
-        with with_adapters(self.model, *own):
-            yield
+        return with_adapters(self.model, *own)
 
 
 def batches(lengths: Sequence[int], room: int) -> Iterator[list[int]]:

@@ -48,6 +48,8 @@ class MopsConfig(LlamaConfig):
     gate_mode: str = "attention"
     gate_scale: str = "softmax"
     gate_top: int = 0
+    expert_names: list[str] | None = None
+    """What each expert is called."""
     quantisation: str = ""
     """``int8``, ``nf4`` or empty: what the linear layers are turned into after they are read."""
 

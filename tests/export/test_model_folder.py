@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from experiments.golden.tiny import save_tiny_llama
+from mops_fl.data import Example
 from mops_fl.errors import ConfigError, RunError
+from mops_fl.export.loaded import Exported, is_exported
 from mops_fl.export.model_folder import export, format_of
 from mops_fl.generation.answerer import Answerer, Sampling
 from mops_fl.generation.trained import Trained
@@ -119,6 +121,22 @@ def test_transformers_generate_and_pipelines_take_it(exported):
         chats, max_new_tokens=6, do_sample=False, batch_size=2
     )
     assert [answer[0]["generated_text"][-1]["content"] for answer in answers] == wanted
+
+
+@pytest.mark.parametrize("name", ["mops", "fedprompt-input", "lora", "base"])
+def test_an_exported_folder_answers_as_the_run_does(tiny_llama, tmp_path, name):
+    trained = Trained.read(trained_run(tmp_path / "run", tiny_llama, **RUNS[name][1]))
+    export(trained, tmp_path / "out")
+    assert is_exported(tmp_path / "out")
+    assert not is_exported(tmp_path / "run")
+    ours, theirs = Answerer(trained), Exported(tmp_path / "out", device="cpu")
+    ids = ours.ids(Example("Sort these words: b, a", "", "", ""))
+    assert theirs.ids(Example("Sort these words: b, a", "", "", "")) == ids
+    sampling = Sampling(max_new_tokens=6)
+    assert theirs.answer(ids, sampling) == ours.answer(ids, sampling)
+    assert theirs.experts == ours.experts
+    assert theirs.gate(ids) == (None if ours.gate(ids) is None else pytest.approx(ours.gate(ids)))
+    assert theirs.context == ours.context
 
 
 def test_the_card_names_what_it_is_and_no_place_of_this_machine(exported):

@@ -94,7 +94,7 @@ def test_greedy_answers_are_told_from_others(models, name):
     question = [*model.answerer.ids(EXAMPLES[0])]
     made = model.answerer.model
     ids = list(question)
-    with torch.no_grad(), model.answerer._adapted():
+    with torch.no_grad(), model.answerer.adapted():
         for _ in range(3):
             ids.append(
                 int(made(torch.tensor([ids]), **_asks(made, ids, question)).logits[0, -1].argmax())
