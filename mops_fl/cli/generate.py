@@ -70,12 +70,11 @@ def generate(
 def _answerers(read: "Sequence[Trained]", compare: bool) -> "dict[str, Answerer]":
     """What answers, by what it is called."""
     from mops_fl.generation.answerer import Answerer
+    from mops_fl.generation.entrants import bases, names
 
-    named = {}
-    if compare:
-        named[f"{read[0].config.backbone.model}, as it is"] = Answerer(read[0].base())
-    for trained in read:
-        named[f"{trained.run.label}, round {trained.server_round}"] = Answerer(trained)
+    named = {n: Answerer(base) for n, base in bases(read).items()} if compare else {}
+    for name, trained in zip(names(read), read, strict=True):
+        named[f"{name}, round {trained.server_round}"] = Answerer(trained)
     return named
 
 
@@ -85,47 +84,55 @@ def _asked(prompt: str | None, context: str, file: Path | None) -> "Iterator[Exa
     Raises:
         DataError: there is none, or the file cannot be read.
     """
-    from mops_fl.data import Example
-
     if prompt is not None:
-        if not prompt.strip():
-            raise DataError("--prompt is empty: ask something")
-        yield Example(prompt, context, "", "")
+        yield _question("--prompt", prompt, context)
     elif file is not None:
         yield from _of_file(file)
     else:
         yield from _typed()
 
 
-def _of_file(file: Path) -> "Iterator[Example]":
+def _question(where: str, instruction: object, context: object) -> "Example":
+    """A question as a row of data would have it.
+
+    Raises:
+        DataError: it is no text, or empty.
+    """
     from mops_fl.data import Example
+    from mops_fl.data.examples import UnusableError, text_of
 
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        texts = text_of("instruction", instruction), text_of("context", context)
+    except UnusableError as error:
+        raise DataError(f"{where}: {error}") from error
+    if not texts[0]:
+        raise DataError(f"{where} is empty: ask something")
+    return Example(*texts, answer="", task="")
+
+
+def _of_file(file: Path) -> "Iterator[Example]":
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"--file {file}: {error}") from error
     if not any(line.strip() for line in lines):
         raise DataError(f"--file {file} has no question")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+        where = f"--file {file}, line {number}"
         if not line.lstrip().startswith("{"):
-            yield Example(line, "", "", "")
+            if line.strip():
+                yield _question(where, line, "")
             continue
         try:
             row = json.loads(line)
-            instruction, context = row["instruction"], row.get("context") or ""
+            instruction, context = row["instruction"], row.get("context")
         except (ValueError, KeyError) as error:
-            raise DataError(f"--file {file}, line {number}: no JSON with an instruction") from error
-        if not isinstance(instruction, str) or not isinstance(context, str):
-            raise DataError(f"--file {file}, line {number}: instruction and context must be text")
-        yield Example(instruction, context, "", "")
+            raise DataError(f"{where}: no JSON with an instruction") from error
+        yield _question(where, instruction, context)
 
 
 def _typed() -> "Iterator[Example]":
     """Lines of the terminal, until it ends."""
-    from mops_fl.data import Example
-
     console.print("a question a line; Ctrl-D ends", style="dim")
     while True:
         try:
@@ -134,7 +141,7 @@ def _typed() -> "Iterator[Example]":
             console.print()
             return
         if line.strip():
-            yield Example(line, "", "", "")
+            yield _question("the question", line, "")
 
 
 def _ask(

@@ -46,7 +46,7 @@ def serve(
         with showing("reading the model", console):
             wanted = options.wanted(server_round, client, model, dtype, device)
             label, answering = _answering(run, wanted)
-            _ = answering.model
+            _ = answering.model, answering.tokenizer
         name, desk = run.resolve().name, Desk(answering)
         console.print(f"{label}: model {name} at {http_server.address(held)}/v1; Ctrl-C ends")
         http_server.serve_until_told(chat_app(desk, name, answering.experts), desk, held)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.source import EMBEDDED
 from mops_fl.generation.trained import Trained
+from mops_fl.metrics import TOTAL, Tally, total
 from mops_fl.models.weights import ModelFacts
 from mops_fl.run.results import Run
 
@@ -37,10 +39,14 @@ def card(trained: Trained, kind: str, facts: ModelFacts) -> str:
         facts: of the base model.
     """
     config, run = trained.config, trained.run
-    about, licence = _DATA[config.data.dataset]
+    own_rows = run.facts.get("simulated") is False
+    about, licence = _DATA["jsonl" if own_rows else config.data.dataset]
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
     template = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
+    spread = None
+    if trained.client is None and len(run.evaluation):
+        spread = run.spread(trained.server_round)
     return environment.from_string(template).render(
         kind=kind,
         format=FORMATS[kind],
@@ -49,13 +55,15 @@ def card(trained: Trained, kind: str, facts: ModelFacts) -> str:
         digest=facts.digest,
         data=about,
         data_licence=licence,
+        own_rows=own_rows,
         config=config,
+        dtype=resolve_dtype(config.backbone.dtype, config.backbone.device),
         round=trained.server_round,
         client=trained.client,
         facts=run.facts,
-        tasks=_tasks(run, trained.server_round),
-        spread=run.spread(trained.server_round) if len(run.evaluation) else None,
-        values={k: v for k, v in config.flat().items() if k not in _LEFT_OUT},
+        tasks=_tasks(run, trained.server_round, trained.client),
+        spread=spread,
+        values={k: v for k, v in run.facts["config"].items() if k not in _LEFT_OUT},
         layer=trained.layer,
     )
 
@@ -65,10 +73,20 @@ def _named(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def _tasks(run: Run, number: int) -> list[tuple[str, float, int]]:
-    """Task, perplexity and answer tokens in a round, the total first; none if not evaluated."""
-    rows = run.rounds[run.rounds["round"] == number]
-    return [*rows[["task", "perplexity", "tokens"]].itertuples(index=False, name=None)]
+def _tasks(run: Run, number: int, client: int | None) -> list[tuple[str, float, int]]:
+    """Task, perplexity and answer tokens in a round, the total first; none if not evaluated.
+
+    Of one client where the tensors are one client's.
+    """
+    if client is None:
+        rows = run.rounds[run.rounds["round"] == number]
+        return [*rows[["task", "perplexity", "tokens"]].itertuples(index=False, name=None)]
+    own = run.evaluation.query("round == @number and partition == @client")
+    tallies = {row.task: Tally(row.nll, row.tokens) for row in own.itertuples()}
+    if not tallies:
+        return []
+    every = {TOTAL: total(tallies), **tallies}
+    return [(task, tally.perplexity, tally.tokens) for task, tally in every.items()]
 
 
 def _cell(text: object) -> str:

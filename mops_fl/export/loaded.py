@@ -5,16 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mops_fl.base.checkpoint import tensors_fault
 from mops_fl.base.device import resolve_device
+from mops_fl.base.load import load_llama
+from mops_fl.compression.quantise import quantise
 from mops_fl.errors import ModelError
-from mops_fl.export.model_folder import BASE
+from mops_fl.export.model_folder import ADAPTER, BASE, QUANTISED
 from mops_fl.generation.answerer import Answering
 
 if TYPE_CHECKING:
+    import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
-
-ADAPTER = "adapter_config.json"
-"""What `peft` says of an adapter, in its folder."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -42,31 +43,54 @@ class Exported(Answering):
         """The model, with its adapter where there is one.
 
         Raises:
-            ModelError: it cannot be read.
+            ModelError: it cannot be read, or a tensor is missing.
         """
+        if (self.folder / ADAPTER).is_file():
+            return self._with_adapter()
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") == "mops":
+            return self._with_prompts()
+        llama: Any = load_llama(self.folder, self._dtype)
+        return llama.to(self._place).eval()
+
+    @property
+    def _place(self) -> "torch.device":
+        return resolve_device(self._device)
+
+    def _with_prompts(self) -> "LlamaForCausalLM":
+        from mops_fl.models.causal_lm import MopsForCausalLM
+
+        # quantised as it is read, where it will be
+        where = {"device_map": {"": self._place}} if self._place.type != "cpu" else {}
         try:
-            made = self._loaded()
+            made, report = MopsForCausalLM.from_pretrained(
+                self.folder, dtype=self._dtype, output_loading_info=True, **where
+            )
         except Exception as error:  # readers of damaged files raise whatever comes
             raise ModelError(f"{self.folder} cannot be read: {error}: export it anew") from error
-        return made.to(resolve_device(self._device)).eval()
+        if fault := tensors_fault(report["missing_keys"], report["unexpected_keys"], ()):
+            raise ModelError(f"{self.folder} {fault}")
+        return made.eval()
 
-    def _loaded(self) -> Any:
+    def _with_adapter(self) -> "LlamaForCausalLM":
+        llama: Any = load_llama(self.folder / BASE, self._dtype)
+        note = self.folder / QUANTISED
+        if note.is_file():
+            quantise(llama, note.read_text(encoding="utf-8").strip(), self._place)
+        llama = llama.to(self._place)
+        try:
+            return self._adapted(llama).eval()
+        except Exception as error:  # as above
+            raise ModelError(f"{self.folder} cannot be read: {error}: export it anew") from error
+
+    def _adapted(self, llama: Any) -> Any:
         import torch
         from peft import PeftModel
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM
 
-        # it also registers the class of what was exported whole
         from mops_fl.models.causal_lm import MopsForCausalLM
 
-        file = self.folder / ADAPTER
-        if not file.is_file():
-            return AutoModelForCausalLM.from_pretrained(self.folder, dtype=self._dtype)
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        base = facts["base_model_name_or_path"]
-        where = self.folder / BASE if base == BASE else base
-        own = {"revision": facts["revision"]} if facts.get("revision") else {}
-        llama: Any = AutoModelForCausalLM.from_pretrained(where, dtype=self._dtype, **own)
+        facts = json.loads((self.folder / ADAPTER).read_text(encoding="utf-8"))
         if facts["peft_type"] != "PROMPT_TUNING":
             return PeftModel.from_pretrained(llama, str(self.folder))
         # peft's own ignores where a padded row begins
@@ -78,12 +102,26 @@ class Exported(Answering):
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The folder's."""
+        """The folder's.
+
+        Raises:
+            ModelError: it cannot be used.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        try:
+            made = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            if made.eos_token_id is None or made.chat_template is None:
+                raise ValueError("no end-of-sequence token, or no chat template")
+        except Exception as error:  # as above
+            raise ModelError(
+                f"the tokenizer in {self.folder} cannot be used: {error}: export it anew"
+            ) from error
+        return made
 
     @property
     def experts(self) -> list[str]:
         """As the run called them."""
-        return [*(getattr(self.model.config, "expert_names", None) or ())]
+        config: Any = self.model.config
+        numbers = map(str, range(getattr(config, "experts", 0)))
+        return [*(getattr(config, "expert_names", None) or numbers)]

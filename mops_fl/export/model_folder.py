@@ -7,13 +7,11 @@ LoRA, IA³ and prompts at the input layer are adapters of `peft`, with the base 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import LlamaForCausalLM
 
 from mops_fl.base.dtype import resolve_dtype
 from mops_fl.base.load import load_llama, writing
-from mops_fl.base.source import find
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.export.card import card
@@ -21,12 +19,18 @@ from mops_fl.export.peft_adapters import adapted
 from mops_fl.files import check_disk, made_once
 from mops_fl.generation.chat_template import put_chat_template
 from mops_fl.generation.trained import Trained
-from mops_fl.models.adapted import with_prompts
+from mops_fl.models.adapted import generates_plainly, with_prompts
 from mops_fl.models.weights import ensure_weights
 from mops_fl.wire.records import GATE_HIDDEN, PROMPTS
 
 BASE = "base"
 """Folder of the base model, inside that of an adapter."""
+
+ADAPTER = "adapter_config.json"
+"""What `peft` says of an adapter, in its folder."""
+
+QUANTISED = "quantisation.txt"
+"""Says int8 or nf4 where an adapter was trained on that; beside it."""
 
 
 def format_of(trained: Trained) -> str:
@@ -74,7 +78,7 @@ def export(trained: Trained, out: Path) -> str:
     llama = load_llama(weights, dtype, model=backbone.model)
     tokenizer = load_tokenizer(backbone)
     put_chat_template(tokenizer)
-    llama.generation_config.eos_token_id = tokenizer.eos_token_id
+    generates_plainly(llama, tokenizer)
     with made_once(out) as made:
         if made.folder is None:
             raise RunError(f"--out {out} was made by another process meanwhile: remove it")
@@ -103,17 +107,12 @@ def _write(trained: Trained, kind: str, llama: LlamaForCausalLM, folder: Path) -
 
 
 def _write_adapter(trained: Trained, llama: LlamaForCausalLM, folder: Path) -> None:
-    """An adapter, and its base model: a hub's by its name, any other in a folder beside."""
-    backbone = trained.config.backbone
-    source = find(backbone.model)
-    of_hub = source.revision and not backbone.spec.pruning
-    if not of_hub:
-        llama.save_pretrained(folder / BASE)
-    peft_model = adapted(llama, trained)
-    peft_model.save_pretrained(str(folder))
-    path = folder / "adapter_config.json"
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    name, _, _ = backbone.model.partition("@")
-    facts["base_model_name_or_path"] = name if of_hub else BASE
-    facts["revision"] = source.revision or None
+    """An adapter, its base model beside it, and what that is turned into once it is read."""
+    llama.save_pretrained(folder / BASE)
+    adapted(llama, trained).save_pretrained(str(folder))
+    path = folder / ADAPTER
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["base_model_name_or_path"] = BASE
     path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if quantisation := trained.config.backbone.spec.quantisation:
+        (folder / QUANTISED).write_text(quantisation + "\n", encoding="utf-8")

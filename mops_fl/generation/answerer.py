@@ -16,7 +16,7 @@ from mops_fl.data.examples import Example
 from mops_fl.data.tokens import question_ids
 from mops_fl.errors import DataError
 from mops_fl.generation.trained import Trained
-from mops_fl.models.adapted import with_adapters, with_prompts
+from mops_fl.models.adapted import generates_plainly, with_adapters, with_prompts
 from mops_fl.models.backbone import load_frozen
 from mops_fl.models.causal_lm import MopsForCausalLM
 from mops_fl.wire.records import PROMPTS
@@ -230,6 +230,7 @@ class Answerer(Answering):
         """The LLaMA, with prompts and gate where there are some."""
         trained = self.trained
         layer, llama = trained.layer, _frozen(trained.config.backbone)
+        generates_plainly(llama, self.tokenizer)
         if PROMPTS not in trained.tensors:
             return llama
         return with_prompts(llama, trained.config.prompts, layer, trained.tensors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from mops_fl.config import EARLIER, Config
+from mops_fl.config import EARLIER, BackboneConfig, Config
 from mops_fl.errors import ConfigError, RunError
 from mops_fl.generation.answerer import Answerer
 from mops_fl.generation.held_out import HeldOut, check_same
@@ -64,13 +64,31 @@ def entrants(
         held = [own.sample(sample, read[0].config.seed) for own in held]
     if not held[0].rows:
         raise RunError(f"{runs[0]} held no rows out: give rows of your own with --data")
-    names = Counter(trained.run.label for trained in read)
-    found = []
-    for trained, rows, answerer in zip(read, held, answerers, strict=True):
-        label, folder = trained.run.label, trained.run.folder
-        name = label if names[label] == 1 else f"{folder} ({trained.config.method})"
-        found.append(Entrant(name, trained, rows, answerer))
+    found = [Entrant(*each) for each in zip(names(read), read, held, answerers, strict=True)]
     return [*(_bases(found) if compare else ()), *found]
+
+
+def names(read: Sequence[Trained]) -> list[str]:
+    """What runs are called: as the folder is, or where it lies if two would have one name."""
+    labels = Counter(trained.run.label for trained in read)
+    return [
+        trained.run.label
+        if labels[trained.run.label] == 1
+        else f"{trained.run.folder} ({trained.config.method})"
+        for trained in read
+    ]
+
+
+def bases(read: Sequence[Trained]) -> dict[str, Trained]:
+    """The base models of runs by what they are called, each once."""
+    found: dict[BackboneConfig, tuple[str, Trained]] = {}
+    for trained in read:
+        backbone = trained.config.backbone
+        name = backbone.model
+        if backbone.compression != "none":
+            name += f" {backbone.compression}"
+        found.setdefault(backbone, (f"{name}, as it is", trained.base()))
+    return dict(found.values())
 
 
 def _read(folder: Path, wanted: Wanted) -> Trained:
@@ -112,18 +130,13 @@ def _of_client(folder: Path, wanted: Wanted, client: int | None) -> Answerer:
 
 
 def _bases(found: Sequence[Entrant]) -> list[Entrant]:
-    """The base models, each once."""
-    bases = {}
-    for each in found:
-        backbone = each.trained.config.backbone
-        if backbone not in bases:
-            answerer, name = Answerer(each.trained.base()), backbone.model
-            if backbone.compression != "none":
-                name += f" {backbone.compression}"
-            bases[backbone] = replace(
-                each, name=f"{name}, as it is", trained=answerer.trained, answerer=_always(answerer)
-            )
-    return [*bases.values()]
+    """The base models, each with the rows of the first run on it."""
+    rows = {each.trained.config.backbone: each for each in reversed(found)}
+    made = bases([each.trained for each in found])
+    return [
+        Entrant(name, base, rows[base.config.backbone].held_out, _always(Answerer(base)))
+        for name, base in made.items()
+    ]
 
 
 def _always(answerer: Answerer) -> Callable[[int | None], Answerer]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mops_fl.config import EARLIER, Config
+from mops_fl.config import EARLIER, Config, Scalar
 from mops_fl.errors import RunError
 from mops_fl.methods import Method, method_of
 from mops_fl.models.weights import ModelFacts, model_facts
@@ -12,6 +12,8 @@ from mops_fl.run.folder import RunFolder
 from mops_fl.run.results import Run
 from mops_fl.training import local_gate
 from mops_fl.wire.records import Tensors
+
+_TYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,16 @@ class Trained:
             RunError: there is no such run, round or client, or the round is not there any more.
         """
         run, server_round = Run.read(folder), wanted.server_round
+        known = run.facts.get("dtype", "")
         own = {
             "model": wanted.model,
-            "dtype": wanted.dtype or run.facts.get("dtype", ""),
+            # nodes of a deployment may compute in several
+            "dtype": wanted.dtype or (known if known in _TYPES else ""),
             "device": wanted.device,
         }
-        given = {key: value for key, value in own.items() if value}
+        given: dict[str, Scalar] = {key: value for key, value in own.items() if value}
+        # the same weights, without kernels that only some GPUs have
+        given["sparse-kernels"] = False
         config = Config.from_flat({**EARLIER, **run.facts["config"], **given})
         held = RunFolder(folder)
         last = held.last_round()

@@ -2,15 +2,28 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from mops_fl.config import AdapterConfig, PromptConfig
 from mops_fl.methods import Method
 from mops_fl.models.adapters import Adapters
 from mops_fl.models.causal_lm import MopsForCausalLM
 from mops_fl.wire.records import GATE_HIDDEN, GATE_OUTPUT, PRETRAINED, PROMPTS, Tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def generates_plainly(llama: LlamaForCausalLM, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Have `generate` do what it is told and nothing that the base model's files add to it, such as
+    beams, or a penalty on repetitions.
+    """
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    llama.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.eos_token_id)
+    llama.config.use_cache = True
 
 
 def with_prompts(

@@ -94,6 +94,30 @@ def test_bad_input_is_one_line(call, runs, words, message):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_files_are_read_as_rows_are(call, runs, tmp_path):
+    row = json.dumps({"instruction": f"  {QUESTION}\u2028", "context": None}, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_text(f"\ufeff{row}\n")
+    code, out, _ = call(
+        "generate", runs["fedprompt"], "--max-new-tokens", 5, "--file", "rows.jsonl"
+    )
+    assert code == 0
+    assert answer_of(runs["fedprompt"]).strip() in out
+    for row, why in (({"instruction": " "}, "line 1 is empty"), ({"instruction": 5}, "not text")):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(row))
+        code, _, err = call("generate", runs["fedprompt"], "--file", "bad.jsonl")
+        assert code == 2
+        assert why in err
+
+
+def test_runs_of_one_name_are_told_apart(call, runs, tiny_llama, tmp_path):
+    other = trained_run(tmp_path / "mops", tiny_llama, seed=1)
+    words = ("--prompt", QUESTION, "--max-new-tokens", 5, "--compare")
+    code, out, _ = call("generate", runs["mops"], other, *words)
+    assert code == 0
+    assert out.count("experts: ") == 2
+    assert out.count(", as it is") == 1
+
+
 def test_a_folder_that_is_no_run_and_one_that_is_exported(call, runs, tmp_path):
     code, _, err = call("generate", tmp_path / "none", "--prompt", "x")
     assert (code, "is not a run folder" in err) == (2, True)

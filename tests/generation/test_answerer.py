@@ -1,16 +1,20 @@
 """A run's tensors read back, and questions answered with them."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from trained_run import trained_run
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TextStreamer
 
 from mops_fl.data import Example, Tokenised, tokenise
 from mops_fl.data.tokens import question_ids
 from mops_fl.errors import DataError, RunError
+from mops_fl.export.model_folder import export
+from mops_fl.generation import answerer
 from mops_fl.generation.answerer import Answerer, Sampling
 from mops_fl.generation.trained import Trained, Wanted, _of_client
 from mops_fl.models.trainable import Trainable
@@ -57,6 +61,20 @@ def test_answers_are_those_of_the_trained_model(runs, name):
     sampling = Sampling(max_new_tokens=4)
     assert [answerer.answer(own, sampling) for own in ids] == wanted
     assert answerer.answers(ids, sampling) == wanted
+
+
+def test_settings_of_the_base_model_decide_nothing(tiny_llama, tmp_path):
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    run = trained_run(tmp_path / "run", model)
+    sampling, ids = Sampling(max_new_tokens=6), [5, 6, 7]
+    wanted = Answerer(Trained.read(run)).answer(ids, sampling)
+    settings = {"repetition_penalty": 5.0, "num_beams": 4, "use_cache": False, "temperature": 0.9}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    answerer._frozen.cache_clear()
+    read = Answerer(Trained.read(run))
+    streamer = TextStreamer(read.tokenizer)
+    assert read.answer(ids, sampling, streamer) == wanted
+    export(read.trained, tmp_path / "out")
 
 
 def test_questions_are_asked_as_in_training(runs):
