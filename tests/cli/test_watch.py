@@ -169,7 +169,12 @@ def test_a_terminal_shows_a_picture(tmp_path, monkeypatch):
 def test_ctrl_c_ends_the_watching_only(tmp_path):
     run = write_run(tmp_path / "run", status="running")
     (run / "progress.json").write_text(json.dumps(STATE))
-    code = "import mops_fl.cli; mops_fl.cli.main()"
+    # a shell has what it starts in the background ignore Ctrl-C
+    code = (
+        "import signal, mops_fl.cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "mops_fl.cli.main()"
+    )
     watching = subprocess.Popen(
         [sys.executable, "-c", code, "watch", str(run)],
         stdout=subprocess.PIPE,
