@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from synthetic import LABELS, write_run, write_table
 
-import mops_fl.cli
 from mops_fl.cli.options import configure
 from mops_fl.cli.run import Native, RunFailedError, ask_torch, check, placed, resumed
 from mops_fl.config import Config
@@ -22,20 +21,6 @@ from mops_fl.flower.home import Resources
 
 COMMAND = Path(sys.executable).with_name("mops-fl")
 COMPARE = import_module("mops_fl.cli.compare")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Call `mops-fl` in this process, in an empty directory: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mops-fl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            mops_fl.cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

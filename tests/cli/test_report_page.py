@@ -1,25 +1,6 @@
 """`mops-fl report` from the command line."""
 
-import sys
-
-import pytest
 from synthetic import write_run
-
-import mops_fl.cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Call `mops-fl` in this process, in an empty directory: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mops-fl", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            mops_fl.cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_a_page_of_two_runs(run, tmp_path):
