@@ -242,6 +242,32 @@ class AggregationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """Differential privacy of whole clients (McMahan et al., 2018), put on by the server."""
+
+    dp: str = _choice("none", "central")
+    """`central`: of `clip-norm`'s clipped updates, counted alike, only the noised mean leaves a
+    round; losses and gates of clients that train are not told."""
+    noise_multiplier: float = _at_least(0)
+    """z: the noise on the sum of the updates has the standard deviation z × `clip-norm`; 0 to have
+    it solved for from `target-epsilon`."""
+    target_epsilon: float = _at_least(0)
+    """ε that all rounds together are to cost; 0 where `noise-multiplier` is given."""
+    max_epsilon: float = _at_least(0)
+    """ε before which the run stops, after its last round within; 0 for no limit."""
+    delta: float = _at_least(0, below=1)
+    """δ at which ε is told; 0 for a tenth of one over the clients that may train."""
+    noise_cohort: int = _at_least(0)
+    """n: noise and ε as if n clients took part in each round, in a federation that is larger by as
+    much; in simulations only. 0 for `active-clients`."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is any."""
+        return self.dp != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FederationConfig:
     """The rounds."""
 
@@ -299,6 +325,7 @@ class Config:
     adapters: AdapterConfig
     train: TrainConfig
     aggregation: AggregationConfig
+    privacy: PrivacyConfig
     federation: FederationConfig
 
     def __post_init__(self) -> None:
@@ -316,6 +343,7 @@ class Config:
             )
         self._check_unseen_clients()
         self._check_aggregation()
+        self._check_privacy()
         _check_path("dataset", self.data.dataset, "data-path", self.data.data_path)
         _check_parts(self.data)
         self._check_server_data()
@@ -417,6 +445,62 @@ class Config:
             raise ConfigError(
                 f"malicious-clients={own.malicious_clients} is more than the {seen} clients that "
                 f"train: choose at most {seen}"
+            )
+
+    def _check_privacy(self) -> None:
+        own = self.privacy
+        for item in fields(own):
+            value, off = getattr(own, item.name), item.name != "dp" and not own.on
+            if off and value:
+                raise ConfigError(f"{key_of(item)}={value:g} with dp=none: it goes with dp=central")
+        if not own.on:
+            return
+        if not self.aggregation.clip_norm:
+            raise ConfigError("dp=central with clip-norm=0: noise covers updates of a known length")
+        if bool(own.noise_multiplier) == bool(own.target_epsilon):
+            raise ConfigError(
+                f"noise-multiplier={own.noise_multiplier:g} with target-epsilon="
+                f"{own.target_epsilon:g}: dp=central needs one of them above 0, and the other at 0"
+            )
+        if 0 < own.noise_cohort < self.federation.active_clients:
+            raise ConfigError(
+                f"noise-cohort={own.noise_cohort} is less than active-clients="
+                f"{self.federation.active_clients}: it stands for a larger round than is simulated"
+            )
+        if not self.partition.num_unseen:
+            raise ConfigError(
+                "dp=central with unseen-clients=0: losses of clients that train are not told, so "
+                "others are needed to evaluate by; set unseen-clients, for instance to 0.2"
+            )
+        for key, value, reason in self._unprotected():
+            raise ConfigError(f"{key}={value} with dp=central: {reason}")
+
+    def _unprotected(self) -> Iterator[tuple[str, Scalar, str]]:
+        """What would leave clients that train beside the noised mean: key, value and reason."""
+        if self.training != "federated":
+            yield "training", self.training, "noise is put on a mean, which only federated has"
+        rule = self.aggregation.aggregation
+        if rule not in ("fedavg", "fedavgm", "fedadam"):
+            yield (
+                *("aggregation", rule),
+                "it reads single updates, which noise on their mean does not cover; use fedavg, "
+                "fedavgm or fedadam",
+            )
+        source = self.prompts.pretrain_data
+        if source in ("pooled", "own"):
+            yield "pretrain-data", source, "it reads the clients' rows without noise; use server"
+        if self.train.personal_steps:
+            yield "personal-steps", self.train.personal_steps, "it tells each client's losses"
+        if self.data.validation_fraction:
+            yield (
+                *("validation-fraction", self.data.validation_fraction),
+                "it tells losses of clients that train",
+            )
+        if self.federation.evaluate_clients:
+            yield (
+                *("evaluate-clients", self.federation.evaluate_clients),
+                "it is a sample of the clients that train, whose losses are not told; all unseen "
+                "clients are evaluated",
             )
 
     def _check_server_data(self) -> None:

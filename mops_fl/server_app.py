@@ -119,9 +119,12 @@ def _run(
         recorder,
         max(done, 0),
         folder.last_trained(),
+        simulated=simulated,
     )
     if done >= 0:
-        strategy.aggregation.state = folder.load_state(done)
+        # what a deployment began again had noise of its own, a simulation's is the same
+        repeated = 0 if simulated else folder.facts.get("unfinished_rounds", 0)
+        strategy.carry_on(folder.load_state(done), done + repeated)
     trained = {name: value for name, value in tensors.items() if name not in frozen}
     arrays = to_array_record(trained if done >= 0 else strategy.initial(trained))
     folder.update(
@@ -140,21 +143,38 @@ def _run(
         current = max(done, 0) + server_round
         if current > done:
             made = {**frozen, **from_array_record(arrays)}
-            recorder.on_round_end(current, made, strategy.aggregation.state)
+            recorder.on_round_end(current, made, strategy.state)
 
-    rounds = config.federation.num_server_rounds if strategy.averaged else 0
-    strategy.start(
-        grid,
-        arrays,
-        num_rounds=rounds - max(done, 0),
-        timeout=math.inf,
-        evaluate_fn=end_round,
-    )
+    if strategy.privacy:
+        folder.update(noise_multiplier=strategy.privacy.noise_multiplier)
+    rounds = strategy.rounds
+    _check_budget(config, folder, max(done, 0) + rounds)
+    strategy.last_round = max(done, 0) + rounds
+    strategy.start(grid, arrays, num_rounds=rounds, timeout=math.inf, evaluate_fn=end_round)
     kept = _settle(config, folder)
     if config.train.personal_steps and strategy.averaged:
         tensors = folder.load_checkpoint(kept)
         rest = {name: value for name, value in tensors.items() if name not in frozen}
         strategy.personalise(grid, kept, to_array_record(rest))
+
+
+def _check_budget(config: Config, folder: RunFolder, rounds: int) -> None:
+    """Say where `max-epsilon` ends a run before its last round.
+
+    Raises:
+        RunError: it ends it before the first.
+    """
+    wanted, most = config.federation.num_server_rounds, config.privacy.max_epsilon
+    if not most or rounds == wanted:
+        return
+    if not rounds:
+        raise RunError(
+            f"max-epsilon={most:g} is less than one round costs: raise it, noise-multiplier, or "
+            "the number of clients"
+        )
+    reason = f"max-epsilon={most:g}: round {rounds + 1} would cost more"
+    folder.update(stopped=reason)
+    log(logging.WARNING, "the run ends after round %d of %d: %s", rounds, wanted, reason)
 
 
 def _settle(config: Config, folder: RunFolder) -> int:

@@ -4,7 +4,7 @@ What a rule carries from round to round is its `state`: tensors that the checkpo
 holds beside the averaged ones, so that a resumed run goes on with the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,19 +29,29 @@ class Contribution:
     """ḡ, the mean gate weight of each expert over its local steps, where it was asked for."""
 
 
+def by_examples(_round: int, _sent: Tensors, replies: Sequence[Contribution]) -> Tensors:
+    """The mean weighted by examples."""
+    return weighted_mean([r.tensors for r in replies], [r.examples for r in replies])
+
+
+Mean = Callable[[int, Tensors, Sequence[Contribution]], Tensors]
+"""From the round, what was sent and the replies to their mean."""
+
+
 class FedAvg:
     """The mean weighted by examples (McMahan et al., 2017)."""
 
     rate: ClassVar[float] = 1.0
     """η where `server-learning-rate` leaves it open."""
 
-    def __init__(self, config: AggregationConfig) -> None:
+    def __init__(self, config: AggregationConfig, mean: Mean = by_examples) -> None:
         """Begin without a past.
 
         Args:
             config: the parameters of the rule.
+            mean: what the rules that average make their step from.
         """
-        self.config = config
+        self.config, self._mean = config, mean
         self.learning_rate = config.server_learning_rate or self.rate
         self.state: Tensors = {}
         """What the next rounds need of the last ones; empty before there was one."""
@@ -56,11 +66,7 @@ class FedAvg:
             sent: the tensors with which the clients began.
             replies: at least one, in the order of partition ids.
         """
-        return self.mean(replies)
-
-    def mean(self, replies: Sequence[Contribution]) -> Tensors:
-        """FedAvg."""
-        return weighted_mean([r.tensors for r in replies], [r.examples for r in replies])
+        return self._mean(server_round, sent, replies)
 
     def _moment(self, kind: str, name: str, like: np.ndarray) -> np.ndarray:
         """A tensor of the state; zeros before there is one."""
@@ -75,7 +81,7 @@ class FedAvgM(FedAvg):
     ) -> Tensors:
         """The next round's tensors."""
         made: Tensors = {}
-        for name, mean in self.mean(replies).items():
+        for name, mean in self._mean(server_round, sent, replies).items():
             kept = self._moment("momentum", name, mean) * np.float32(self.config.server_momentum)
             kept = kept + (mean - sent[name])
             self.state[f"momentum/{name}"] = kept
@@ -98,7 +104,7 @@ class FedAdam(FedAvg):
         step = self.learning_rate * (1 - beta2 ** (server_round + 1)) ** 0.5
         step /= 1 - beta1 ** (server_round + 1)
         made: Tensors = {}
-        for name, mean in self.mean(replies).items():
+        for name, mean in self._mean(server_round, sent, replies).items():
             change = mean - sent[name]
             first = beta1 * self._moment("m", name, mean) + (1 - beta1) * change
             second = beta2 * self._moment("v", name, mean) + (1 - beta2) * change**2
@@ -145,7 +151,8 @@ class MultiKrum(FedAvg):
             id(content) for content in select_multikrum(contents, self.config.krum_malicious, count)
         }
         kept = zip(contents, replies, strict=True)
-        return self.mean([reply for content, reply in kept if id(content) in chosen])
+        nearest = [reply for content, reply in kept if id(content) in chosen]
+        return self._mean(server_round, sent, nearest)
 
 
 class GateWeighted(FedAvg):
@@ -155,7 +162,7 @@ class GateWeighted(FedAvg):
         self, server_round: int, sent: Tensors, replies: Sequence[Contribution]
     ) -> Tensors:
         """The next round's tensors."""
-        made = self.mean(replies)
+        made = self._mean(server_round, sent, replies)
         gates = np.array([reply.gate for reply in replies])
         # [n, E]; relative to the largest, which leaves whole weights whole where gates are alike
         most = gates.max(axis=0)

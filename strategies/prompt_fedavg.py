@@ -38,8 +38,9 @@ from mops_fl.wire.replies import (
 )
 from mops_fl.wire.requests import PERSONALISE, Assignment
 from mops_fl.wire.rounds import Drift, EvaluateRound, Observer, TrainRound, TrainRow
-from strategies.aggregation import AGGREGATIONS, Contribution, clipped
+from strategies.aggregation import AGGREGATIONS, Contribution, by_examples, clipped
 from strategies.drift import expert_drift
+from strategies.privacy import CentralDP
 from strategies.quorum import minimum, require
 from strategies.roster import Roster
 from strategies.sampling import sample_partitions
@@ -63,6 +64,8 @@ class PromptFedAvg(FedAvg):
         observer: Observer,
         first_round: int = 0,
         last_trained: Mapping[int, int] | None = None,
+        *,
+        simulated: bool = True,
     ) -> None:
         """Set up for the rounds after `first_round`.
 
@@ -74,6 +77,10 @@ class PromptFedAvg(FedAvg):
             observer: told of every round.
             first_round: the last whole round of the run so far.
             last_trained: the round in which each client last trained; without those that never did.
+            simulated: whether randomness is the seed's in all.
+
+        Raises:
+            ConfigError: there is no differential privacy as it is asked for.
         """
         super().__init__(arrayrecord_key=ARRAYS, configrecord_key=CONFIG)
         self.config, self.run, self.roster, self.frozen = config, run, roster, frozen
@@ -82,9 +89,15 @@ class PromptFedAvg(FedAvg):
         sizes = next(iter(roster.clients.values())).description.sizes
         self.averaged = self.method.travelling(config, sizes)
         """Names of the tensors that travel both ways."""
-        self.aggregation = AGGREGATIONS[config.aggregation.aggregation](config.aggregation)
-        """The rule, and what it carries from round to round."""
         self._unseen = unseen_partitions(config.partition, config.seed)
+        self.privacy = None
+        if config.privacy.on:
+            self.privacy = CentralDP(config, len(self.trainees), simulated=simulated)
+        rule, mean = AGGREGATIONS[config.aggregation.aggregation], by_examples
+        self.aggregation = rule(config.aggregation, self.privacy.mean if self.privacy else mean)
+        """The rule, and what it carries from round to round."""
+        self.last_round = config.federation.num_server_rounds
+        """That all are evaluated in."""
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
         self._asked: list[tuple[int, Message]] = []
@@ -103,6 +116,30 @@ class PromptFedAvg(FedAvg):
             len(self.trainees),
             minimum(len(self.active(1)), federation.min_reply_fraction),
         )
+
+    @property
+    def state(self) -> Tensors:
+        """What the next rounds need beside the averaged tensors, for the checkpoint."""
+        return {**self.aggregation.state, **(self.privacy.state if self.privacy else {})}
+
+    def carry_on(self, state: Tensors, releases: int) -> None:
+        """Go on after a whole round.
+
+        Args:
+            state: of its checkpoint.
+            releases: rounds whose tensors may have left the server so far, as `CentralDP` has it.
+        """
+        if self.privacy:
+            self.privacy.carry_on(state, releases)
+        own = self.privacy.state if self.privacy else {}
+        self.aggregation.state = {n: value for n, value in state.items() if n not in own}
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are to come: fewer than wanted where privacy would cost more."""
+        wanted = self.config.federation.num_server_rounds if self.averaged else 0
+        left = wanted - self.first_round
+        return self.privacy.rounds(left) if self.privacy else left
 
     @property
     def _gate_asked(self) -> int:
@@ -131,6 +168,8 @@ class PromptFedAvg(FedAvg):
 
         Drawn from those who are there; where these are too few, with some who are not.
         """
+        if self.privacy:
+            return self.privacy.active(self.trainees, current)
         seats = self.roster.seats(self.trainees)
         everyone = {*self.trainees, *seats}
         active = min(self.config.federation.active_clients, len(everyone))
@@ -147,7 +186,8 @@ class PromptFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, valid: Mapping[int, Trained]
     ) -> Tensors:
         """The next round's tensors, from this one's and the valid replies by partition id."""
-        sent, norm = from_array_record(arrays), self.config.aggregation.clip_norm
+        sent = from_array_record(arrays)
+        norm = 0.0 if self.privacy else self.config.aggregation.clip_norm
         replies = [
             Contribution(
                 clipped(sent, reply.tensors, norm) if norm else reply.tensors,
@@ -189,12 +229,13 @@ class PromptFedAvg(FedAvg):
             sent = self.arrays_of(partition, self._current)
             shapes = {name: tuple(array.shape) for name, array in sent.items()}
             examples = self.examples(partition)
-            told = LOSS in self.roster.client(partition).description.metrics
+            told = LOSS in self.roster.client(partition).description.metrics and not self.privacy
             steps, experts = train.local_steps, self._gate_asked
             asked = TrainingAsked(shapes, examples, steps, tokens, experts, told)
             return Trained.read(content, asked)
 
         valid, failures = self._sift(replies, current, "train", read)
+        made = self.combined(current, self._current, valid)
         self.observer.on_train(
             TrainRound(
                 server_round=current,
@@ -206,14 +247,15 @@ class PromptFedAvg(FedAvg):
                 bytes_up=sum(reply.bytes for reply in valid.values()),
                 bytes_down=bytes_down,
                 drift=self._drift(valid),
+                privacy=self.privacy.spent if self.privacy else None,
             )
         )
         self._last_trained |= dict.fromkeys(valid, current)
-        return to_array_record(self.combined(current, self._current, valid)), None
+        return to_array_record(made), None
 
     def _drift(self, valid: Mapping[int, Trained]) -> list[Drift]:
-        """Of each expert's prompts, where all clients began with the same."""
-        if PROMPTS not in self._current:
+        """Of each expert's prompts, where all clients began with the same and may be compared."""
+        if PROMPTS not in self._current or self.privacy:
             return []
         versions = [reply.tensors[PROMPTS] for reply in valid.values()]
         start = self._current[PROMPTS].numpy()
@@ -225,7 +267,7 @@ class PromptFedAvg(FedAvg):
         """Ask all clients to evaluate, in the rounds that are evaluated."""
         current = self.first_round + server_round
         federation = self.config.federation
-        skipped = current % federation.eval_every and current != federation.num_server_rounds
+        skipped = current % federation.eval_every and current != self.last_round
         if not skipped:
             self.roster.look(current)
         partitions = [] if skipped else self._evaluated(current)
@@ -234,8 +276,12 @@ class PromptFedAvg(FedAvg):
     def _evaluated(self, current: int) -> list[int]:
         """The clients whose rows a round is evaluated on."""
         federation = self.config.federation
-        count, last = federation.evaluate_clients, federation.num_server_rounds
-        if not 0 < count < len(self.trainees) or current == (last if self.averaged else 0):
+        count = federation.evaluate_clients
+        if self.privacy:
+            return self._telling(self._unseen & self.roster.own)
+        if not 0 < count < len(self.trainees) or current == (
+            self.last_round if self.averaged else 0
+        ):
             return self._telling(self.roster.own)
         draw = python_generator(self.config.seed, "evaluate-clients")
         return self._telling(draw.sample(self.trainees, count))
@@ -273,20 +319,27 @@ class PromptFedAvg(FedAvg):
         valid, failures = self._sift(replies, current, what, self._read_evaluation)
         for partition, reply in valid.items():
             self._tokens[partition] = _tokens(reply.tallies), _tokens(reply.validation)
-        seen = {partition: valid[partition] for partition in valid if partition not in self._unseen}
+        counted = {p: reply for p, reply in valid.items() if self.counts(p)}
         gates: dict[str, GateSum] = {}
-        for reply in seen.values():
+        for reply in counted.values():
             for task, gate in reply.gate.items():
                 gates[task] = gates[task] + gate if task in gates else gate
         return EvaluateRound(
             server_round=current,
-            tallies=merge(reply.tallies for reply in seen.values()),
+            tallies=merge(reply.tallies for reply in counted.values()),
             gate=dict(sorted(gates.items())),
             clients={partition: reply.tallies for partition, reply in valid.items()},
-            validation={partition: reply.validation for partition, reply in seen.items()},
+            validation={partition: reply.validation for partition, reply in counted.items()},
             failures=failures,
             bytes_down=bytes_down,
         )
+
+    def counts(self, partition: int) -> bool:
+        """Whether a client's held-out rows are of the global test set.
+
+        They are where it may train; with differential privacy, where it may not.
+        """
+        return (partition in self._unseen) == bool(self.privacy)
 
     def evaluate_initial(self, grid: Grid, arrays: ArrayRecord) -> None:
         """Evaluate before the first round, which `start` does not do."""

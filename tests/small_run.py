@@ -36,3 +36,15 @@ def run(folder: Path, name: str, values: dict, *options: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder / "runs" / name
+
+
+def resume(run: Path) -> None:
+    """Carry one on to its end."""
+    done = subprocess.run(
+        [COMMAND, "simulate", "--resume", str(run), "--workers=1"],
+        capture_output=True,
+        text=True,
+        timeout=1600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

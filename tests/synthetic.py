@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mops_fl.config import defaults
-from mops_fl.run.folder import COLUMNS, csv_line
+from mops_fl.run.folder import COLUMNS, completed, csv_line
 
 TASKS = ("sort", "count")
 LABELS = (
@@ -49,7 +49,8 @@ def write_run(
 
 def write_table(path: Path, rows: Iterable[tuple]) -> None:
     """One of the tables of a run folder."""
-    text = "".join(map(csv_line, [tuple(COLUMNS[path.name]), *rows]))
+    table = completed(path.name, rows)
+    text = "".join(map(csv_line, [tuple(COLUMNS[path.name]), *table]))
     path.write_text(text, encoding="utf-8", newline="")
 
 

@@ -198,4 +198,4 @@ def _groups(planned: Iterable[Planned]) -> list["Replicates"]:
     runs: defaultdict[str, list[Run]] = defaultdict(list)
     for each in planned:
         runs[each.label].append(Run.read(Path(each.config.run_dir)))
-    return [Replicates(label, tuple(some)) for label, some in runs.items()]
+    return [Replicates(some[0].noted(label), tuple(some)) for label, some in runs.items()]

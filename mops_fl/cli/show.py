@@ -17,5 +17,5 @@ def show(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     console.print(tables.facts(read))
     console.print(tables.per_task(read))
     console.print(tables.work(read))
-    for table in tables.results([Replicates(read.method, (read,))]):
+    for table in tables.results([Replicates(read.noted(read.method), (read,))]):
         console.print(table)

@@ -28,6 +28,7 @@ SHOWN_FACTS = (
     "rounds_done",
     "best_round",
     "kept_round",
+    "stopped",
     "trainable_parameters",
     "bytes_per_round",
     "bytes_up",
@@ -72,8 +73,10 @@ def results(groups: Sequence["Replicates"]) -> Iterable[Table]:
     runs = [(_name(group, run), run) for group in groups for run in group.runs]
     if any(run.personalised() for _, run in runs):
         yield _personalised(runs)
-    if any(run.spread() for _, run in runs):
+    if any(run.spread() or run.spread(unseen_clients=True) for _, run in runs):
         yield _clients(runs)
+    if any(len(run.privacy) for _, run in runs):
+        yield _privacy(runs)
     yield _summary(groups)
 
 
@@ -152,14 +155,33 @@ def _personalised(runs: Sequence[tuple[str, "Run"]]) -> Table:
     return table
 
 
+def _privacy(runs: Sequence[tuple[str, "Run"]]) -> Table:
+    """What differential privacy cost, and how loud its noise is."""
+    table = numbers(
+        *("clients", "rounds", "ε", "δ", "clip", "noise", "clipped", "signal to noise"),
+        title="differential privacy of whole clients, after the last round; noise: deviation on\n"
+        "each number; signal to noise: the longest update over the length of the noise",
+        names=(name for name, _ in runs),
+    )
+    for name, run in runs:
+        if len(spent := run.privacy):
+            last, share = spent.iloc[-1], spent["clipped_share"].mean()
+            clipped = "" if math.isnan(share) else f"{100 * share:.0f} %"
+            cells = (f"{last[key]:.3g}" for key in ("epsilon", "delta", "clip", "noise"))
+            table.add_row(name, str(len(spent)), *cells, clipped, f"{last['snr']:.3g}")
+    return table
+
+
 def _summary(groups: Sequence["Replicates"]) -> Table:
     """A row for each configuration: `mops_fl.run.results.summary`."""
-    from mops_fl.run.results import summary
+    from mops_fl.run.results import UNLIKE, summary, unlike
 
     rows = summary(groups)
     known = list(next(iter(rows.values())))
     seeds = max(len(group.runs) for group in groups)
     title = "summary" if seeds == 1 else "summary: mean ± sample standard deviation over n seeds"
+    if unlike(run for group in groups for run in group.runs):
+        title += f"\n{UNLIKE}"
     counted = ("n",) if seeds > 1 else ()
     headings = ("MB a round" if key == "bytes a round" else key for key in known)
     names = [_short(group.label) for group in groups]
@@ -176,7 +198,7 @@ def _estimate(measure: str, estimate: "Estimate", runs: int) -> str:
     if not estimate.n:
         return ""
     scale = 1e6 if measure == "bytes a round" else 1.0
-    digits = {"parameters": 0, "seconds": 1}.get(measure, 2)
+    digits = {"parameters": 0, "seconds": 1, "signal to noise": 3}.get(measure, 2)
     text = _number(estimate.mean / scale, digits)
     if estimate.n > 1 and estimate.sd:
         text += f" ± {_number(estimate.sd / scale, digits)}"
@@ -190,7 +212,7 @@ def _name(group: "Replicates", run: "Run") -> str:
 
 
 def _short(label: str) -> str:
-    return one_line(label, limit=40)
+    return one_line(label, limit=80)
 
 
 def _number(value: float, digits: int) -> str:

@@ -55,7 +55,8 @@ class Row:
     @property
     def label(self) -> str:
         """Point and entry."""
-        return " ".join([*(str(value) for _, value in self.point), self.entry])
+        label = " ".join([*(str(value) for _, value in self.point), self.entry])
+        return self.results[0].run.noted(label)
 
     @cached_property
     def replicates(self) -> Replicates:
@@ -131,8 +132,8 @@ def _common(own: Sequence[Result], baseline: Row) -> list[tuple[Result, Result]]
 
 
 def _clients(run: Run) -> dict[int, tuple[float, int]]:
-    """Sums of nll and tokens of each client that trains, at the round that counts."""
-    table = run.part(run.evaluation)
+    """Sums of nll and tokens of each client that counts, at the round that counts."""
+    table = run.part(run.evaluation, unseen_clients=run.private)
     table = table[table["round"] == run.result_round]
     sums = table.groupby("partition")[["nll", "tokens"]].sum()
     return {int(p): (nll, int(tokens)) for p, nll, tokens in sums.itertuples() if tokens}

@@ -9,7 +9,15 @@ from mops_fl.report import wording
 from mops_fl.report.gates import each_run, title_of
 from mops_fl.report.layout import Behind, Block, Note, Section, Table
 from mops_fl.run.details import COMPLETED, failure_counts, failures, is_evaluated
-from mops_fl.run.results import MEASURES, Estimate, Replicates, Run, summary
+from mops_fl.run.results import (
+    MEASURES,
+    UNLIKE,
+    Estimate,
+    Replicates,
+    Run,
+    summary,
+    unlike,
+)
 
 MOST_FAILURES = 100
 """Lines of the table of failures."""
@@ -88,6 +96,8 @@ def _doubts(groups: Sequence[Replicates]) -> list[str]:
             )
     if len({tuple(sorted(str(run.facts["seed"]) for run in group.runs)) for group in groups}) > 1:
         found.append("Not all configurations were run with the same seeds.")
+    if unlike(runs):
+        found.append(UNLIKE)
     return found
 
 

@@ -36,7 +36,12 @@ def clients(groups: Sequence[Replicates]) -> Section | None:
     )
     blocks: list[Block] = [Charts([drawn], _keys(curves), _note(groups, curves)), _spreads(groups)]
     blocks += [table] if (table := _personalised(groups)) else []
-    named = [(group, run) for group in groups for run in group.runs if len(run.losses())]
+    named = [
+        (group, run)
+        for group in groups
+        for run in group.runs
+        if len(run.losses()) or len(run.losses(unseen_clients=True))
+    ]
     tables = [_clients(_title(group, run), run) for group, run in named]
     blocks.append(Behind("The numbers of the clients", tables))
     return Section("clients", "Clients", lead, blocks)
@@ -56,8 +61,10 @@ def _curves(look: int, label: str, run: Run) -> list[Curve]:
 
 
 def _keys(curves: Sequence[Curve]) -> list[Key]:
-    """One for all seeds; whose clients never train is told by the note."""
-    return [*dict.fromkeys(Key(curve.look, curve.label) for curve in curves if not curve.faint)]
+    """One for all seeds; whose clients never train is told by the note, unless only they are."""
+    solid = {curve.look for curve in curves if not curve.faint}
+    shown = [curve for curve in curves if not curve.faint or curve.look not in solid]
+    return [*dict.fromkeys(Key(curve.look, curve.label) for curve in shown)]
 
 
 def _note(groups: Sequence[Replicates], curves: Sequence[Curve]) -> str:

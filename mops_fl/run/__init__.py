@@ -18,7 +18,8 @@ def read(folder: str | Path) -> "Run":
     ``rounds``     round, task                nll, tokens, perplexity; share (of the held-out
                                               tokens); a round's first row is the total
     ``train``      round                      clients, failures, steps, nll, tokens, seconds,
-                                              bytes_up, bytes_down (both of all clients)
+                                              bytes_up, bytes_down (both of all clients);
+                                              epsilon, delta, clip, noise, clipped_share, snr
     ``evaluations`` round                     clients, failures, tokens, seconds, bytes_down
     ``evaluation`` round, partition, task     nll, tokens; a partition is a client
     ``validation`` round, partition, task     the same on the rows held back for choosing

@@ -84,7 +84,7 @@ def _labels(groups: list[list[Run]]) -> list[str]:
 def _suffix(run: Run) -> str:
     """What is not completed is one run, never a mean."""
     status = run.facts["status"]
-    return "" if status == COMPLETED else f" (seed {run.facts['seed']}, {status})"
+    return run.noted("" if status == COMPLETED else f" (seed {run.facts['seed']}, {status})")
 
 
 def _with_values(run: Run, keys: set[str]) -> str:

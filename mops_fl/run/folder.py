@@ -36,6 +36,8 @@ COLUMNS: dict[str, dict[str, Kind]] = {
     "train.csv": {
         **{"round": int, "clients": int, "failures": int, "steps": int, "nll": float},
         **{"tokens": int, "seconds": float, "bytes_up": int, "bytes_down": int},
+        **{"epsilon": float, "delta": float, "clip": float, "noise": float},
+        **{"clipped_share": float, "snr": float},
     },
     "evaluation.csv": {
         **{"round": int, "partition": int, "task": str, "nll": float, "tokens": int},
@@ -62,7 +64,7 @@ COLUMNS: dict[str, dict[str, Kind]] = {
 }
 """The tables of a run folder, and what their cells hold."""
 
-LATER = {"rounds.csv": (math.nan,)}
+LATER = {"rounds.csv": (math.nan,), "train.csv": (math.nan,) * 6}
 """What stands for the last columns of a table that runs of earlier versions lack."""
 
 FACTS = ("method", "status", "config", "seed")
@@ -226,6 +228,8 @@ class RunFolder:
             self._rows[name] = rows
             if len(whole) < len(rows):
                 self.set_rows(name, whole)
+            if name == "train.csv" and (begun := len(rows) - len(whole)):
+                self.facts["unfinished_rounds"] = self.facts.get("unfinished_rounds", 0) + begun
         if last < 0:
             self.facts.pop("pretraining", None)
         missing = self.facts.get("evaluation_failures", {})

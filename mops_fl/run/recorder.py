@@ -4,10 +4,11 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 
 from mops_fl.config import Config
 from mops_fl.metrics import TOTAL, GateSum, Tallies, Tally, total
-from mops_fl.run.folder import RunFolder
+from mops_fl.run.folder import LATER, RunFolder
 from mops_fl.run.missing import missing_tokens
 from mops_fl.wire.records import Tensors
 from mops_fl.wire.requests import EVALUATE, PERSONALISE, TRAIN
@@ -53,6 +54,7 @@ class Recorder:
             *(result.server_round, len(result.rows), len(result.failures)),
             *(sum(row.steps for row in result.rows), whole.nll, whole.tokens),
             *(round(seconds, 3), result.bytes_up, result.bytes_down),
+            *(astuple(result.privacy) if result.privacy else LATER["train.csv"]),
         )
         self._folder.add_rows("train.csv", [row])
         self._keep_failures("train_failures", result.server_round, result.failures)
@@ -119,8 +121,9 @@ class Recorder:
 
     def _missing(self, result: EvaluateRound) -> Mapping[str, float]:
         """Answer tokens of each task of the clients whose losses the totals lack."""
-        unseen = self._folder.facts.get("unseen_clients", [])
-        rows = {p: own for p, own in self._folder.held_out().items() if p not in unseen}
+        unseen, private = self._folder.facts.get("unseen_clients", []), self._config.privacy.on
+        held = self._folder.held_out()
+        rows = {p: own for p, own in held.items() if (p in unseen) == private}
         tokens = self._folder.evaluated_tokens()
         return missing_tokens([*result.clients], rows, tokens, self._config.data.eval_samples)
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mops_fl.errors import RunError
 from mops_fl.metrics import TOTAL
 from mops_fl.run.folder import COLUMNS, completed, read_facts, read_run_table
 from mops_fl.run.spread import Spread, client_losses, deviation, perplexity
+from mops_fl.wire.rounds import PrivacySpent
 
 MEASURES = (
     "perplexity",
@@ -25,9 +26,13 @@ MEASURES = (
     "parameters",
     "bytes a round",
     "seconds",
+    "epsilon",
+    "signal to noise",
 )
 """What runs are judged by: four perplexities, the first over all answer tokens of clients and tasks
-that train, the second that of the mean loss of the worst tenth of these clients; and the costs."""
+that train, the second that of the mean loss of the worst tenth of these clients; the costs; and
+with differential privacy ε of all rounds, and the ratio of the longest update to its noise. There
+the first perplexity is that of the clients that never train."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,26 @@ class Run:
     @property
     def label(self) -> str:
         """Name and method, for legends and headings."""
-        return f"{self.name} ({self.method})"
+        return self.noted(f"{self.name} ({self.method})")
+
+    @property
+    def private(self) -> bool:
+        """Whether differential privacy keeps back what clients that train would tell."""
+        return self.facts["config"].get("dp", "none") != "none"
+
+    @property
+    def privacy(self) -> pd.DataFrame:
+        """``epsilon``, ``delta``, ``clip``, ``noise``, ``clipped_share`` and ``snr`` by round.
+
+        `mops_fl.wire.rounds.PrivacySpent` says what they are. Empty without differential privacy.
+        """
+        columns = [field.name for field in fields(PrivacySpent)]
+        return self.train.set_index("round")[columns].dropna(subset="epsilon")
+
+    def noted(self, label: str) -> str:
+        """A label, with the larger federation that the run's noise stands for, where it does."""
+        cohort = self.facts["config"].get("noise-cohort", 0)
+        return f"{label} (noise as of {cohort:,} clients a round)" if cohort else label
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -145,7 +169,7 @@ class Run:
     ) -> pd.DataFrame:
         """Rows of clients that train, or of those that never do; of trained tasks, or of others.
 
-        Without options: what the total in `rounds` is the sum of.
+        Without options: what the total in `rounds` is the sum of, unless the run is `private`.
         """
         clients = table["partition"].isin(self.facts.get("unseen_clients") or ())
         tasks = table["task"].isin(self.facts.get("unseen_tasks") or ())
@@ -158,10 +182,12 @@ class Run:
         clients (Cochran, Sampling Techniques, 1977, section 6.4). Without two clients, NaN.
         """
         if task is None:
-            table = self.part(self.evaluation)
+            table = self.part(self.evaluation, unseen_clients=self.private)
         else:
             unseen = task in (self.facts.get("unseen_tasks") or ())
-            table = self.part(self.evaluation, unseen_tasks=unseen).query("task == @task")
+            table = self.part(
+                self.evaluation, unseen_clients=self.private, unseen_tasks=unseen
+            ).query("task == @task")
         sums = table.groupby(["round", "partition"])[["nll", "tokens"]].sum()
         if sums.empty:
             return pd.Series(dtype=float)
@@ -170,7 +196,7 @@ class Run:
     @property
     def held_out(self) -> tuple[int, int]:
         """Clients and held-out rows that the total of every evaluation asks for."""
-        rows = self._held_out_rows()
+        rows = self._held_out_rows(self.private)
         return len(rows), int(rows.sum())
 
     def losses(self, number: int | None = None, *, unseen_clients: bool = False) -> pd.Series:
@@ -251,6 +277,7 @@ class Run:
         """What a run is judged by, at `result_round`: `MEASURES`, NaN where one is not known."""
         table, spread = self._evaluated(self.result_round), self.spread()
         facts = (self.facts.get(key) for key in ("trainable_parameters", "bytes_per_round"))
+        spent = self.privacy[["epsilon", "snr"]].to_numpy()
         values = (
             float(self.perplexity()[self.result_round]),
             spread.worst.perplexity if spread else math.nan,
@@ -258,6 +285,7 @@ class Run:
             perplexity(self.part(table, unseen_tasks=True)),
             *(math.nan if fact is None else float(fact) for fact in facts),
             float(self.facts.get("seconds", math.nan)),
+            *(map(float, spent[-1]) if len(spent) else (math.nan, math.nan)),
         )
         return dict(zip(MEASURES, values, strict=True))
 
@@ -424,6 +452,18 @@ class Replicates:
             name: Estimate(float(values.mean()), deviation(values), int(values.count()))
             for name, values in table.items()
         }
+
+
+UNLIKE = (
+    "With differential privacy, perplexity is that of the clients that never train: compare it "
+    "with the others' of unseen clients."
+)
+"""What is said where some runs are private and some are not."""
+
+
+def unlike(runs: Iterable[Run]) -> bool:
+    """Whether some runs are private and some are not."""
+    return len({run.private for run in runs}) > 1
 
 
 def usual_machine(runs: Iterable[Run]) -> str:

@@ -13,6 +13,10 @@ _TRAIN = {
     "bytes_down": "train/bytes down",
     "clients": "train/clients",
     "failures": "train/failures",
+    "epsilon": "privacy/epsilon",
+    "snr": "privacy/signal to noise",
+    "noise": "privacy/noise",
+    "clipped_share": "privacy/clipped share",
 }
 _EVALUATE = {
     "seconds": "evaluation/seconds",

@@ -5,7 +5,7 @@ asks for, what is done and what is answered is this module's, one `Action` for e
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message, RecordDict
@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from mops_fl.code_digest import code_digest
 from mops_fl.errors import RunError
 from mops_fl.methods import method_of
+from mops_fl.metrics import Tally
 from mops_fl.training import local_gate
 from mops_fl.wire.parsing import Fault, parse
 from mops_fl.wire.records import Tensors, partition_of
@@ -161,12 +162,16 @@ def _round(message: Message, context: Context, trainer: "Trainer") -> Work:
 def _train(trainer: "Trainer", works: Sequence[Work]) -> "list[LocalResult]":
     assignment = works[0].assignment
     assert assignment is not None
-    return trainer.train_cohort(
+    results = trainer.train_cohort(
         [work.partition for work in works],
         assignment.server_round,
         [work.tensors or {} for work in works],
         works[0].frozen or {},
     )
+    if trainer.config.privacy.on:
+        # losses would be a release of their own, which no noise covers
+        return [replace(result, tally=Tally()) for result in results]
+    return results
 
 
 def _trained(work: Work, context: Context, result: "LocalResult") -> RecordDict:

@@ -29,6 +29,23 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class PrivacySpent:
+    """What differential privacy has cost up to a round, and its noise."""
+
+    epsilon: float
+    """ε of all rounds so far, at δ."""
+    delta: float
+    clip: float
+    """L2 norm that an update has at most."""
+    noise: float
+    """Standard deviation of the noise on each number of the mean."""
+    clipped_share: float
+    """Share of the round's updates that were longer; NaN where that is not to be told."""
+    snr: float
+    """Signal to noise: the largest norm that the mean update can have, over the noise's."""
+
+
+@dataclass(frozen=True)
 class TrainRound:
     """A round's training, before its evaluation."""
 
@@ -41,6 +58,8 @@ class TrainRound:
     bytes_down: int
     drift: Sequence[Drift] = ()
     """Of each expert; empty where it cannot be told."""
+    privacy: PrivacySpent | None = None
+    """None without differential privacy."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -157,14 +156,7 @@ def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(name, request, t
         (cut / "checkpoints" / f"round-{server_round:03d}.safetensors").unlink()
     said = {**facts(cut), "status": "failed", "kept_round": None}
     (cut / "run.json").write_text(json.dumps(said))
-    resumed = subprocess.run(
-        [small_run.COMMAND, "simulate", "--resume", str(cut), "--workers=1"],
-        capture_output=True,
-        text=True,
-        timeout=1600,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    small_run.resume(cut)
     for each in ("rounds", "evaluation", "validation", "personal"):
         assert (cut / f"{each}.csv").read_bytes() == (run / f"{each}.csv").read_bytes()
     last = f"checkpoints/round-{ROUNDS:03d}.safetensors"

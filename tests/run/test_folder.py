@@ -86,6 +86,8 @@ def test_reopening_drops_what_is_after_the_last_whole_round(tmp_path):
         assert (folder.path / name).read_bytes() == content
     rounds = [line.split(",")[0] for line in (folder.path / "train.csv").read_text().split()]
     assert rounds == ["round", "1", "2", "3"]
+    # a round that was begun again may have left the server twice
+    assert json.loads((folder.path / "run.json").read_text())["unfinished_rounds"] == 1
 
 
 def test_totals_are_those_of_the_tables_after_a_failed_round(tmp_path):
