@@ -396,7 +396,8 @@ class MopsForCausalLM(LlamaForCausalLM):
 
     config_class = MopsConfig
     config: MopsConfig
-    _keep_in_fp32_modules_strict = {"gate"}  # noqa: RUF012 - as its base class has it
+    # patterns that are searched for in names: "gate" alone is in "gate_proj", too
+    _keep_in_fp32_modules_strict = {"gate.hidden", "gate.output"}  # noqa: RUF012 - as its base has it
 
     def __init__(self, config: MopsConfig) -> None:
         """As `LlamaForCausalLM`."""

@@ -106,8 +106,7 @@ def test_transformers_generate_and_pipelines_take_it(exported):
     answerer, sampling = Answerer(trained), Sampling(max_new_tokens=6)
     asked = ["Sort these words: b, a", "Say it"]
     chats = [[{"role": "user", "content": text}] for text in asked]
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
@@ -126,10 +125,21 @@ def test_transformers_generate_and_pipelines_take_it(exported):
     assert [answer[0]["generated_text"][-1]["content"] for answer in answers] == wanted
 
 
+def test_only_the_gate_stays_in_float32_in_a_half_type(exported):
+    _, folder = exported
+    model = MopsForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    found = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    gate = {"model.gate.hidden", "model.gate.output"}
+    assert {name for name, dtype in found.items() if dtype == torch.float32} == gate
+    assert {found[name] for name in found.keys() - gate} == {torch.bfloat16}
+
+
 @pytest.mark.filterwarnings("ignore:(int8|nf4) on the CPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["mops", "nf4", "fedprompt-input", "lora", "lora-nf4", "base"])
-def test_an_exported_folder_answers_as_the_run_does(wide_llama, tmp_path, name):
-    trained = Trained.read(trained_run(tmp_path / "run", wide_llama, **RUNS[name][1]))
+def test_an_exported_folder_answers_as_the_run_does(wide_llama, tmp_path, name, dtype):
+    changes = {**RUNS[name][1], "dtype": dtype}
+    trained = Trained.read(trained_run(tmp_path / "run", wide_llama, **changes))
     export(trained, tmp_path / "out")
     assert is_exported(tmp_path / "out")
     assert not is_exported(tmp_path / "run")
