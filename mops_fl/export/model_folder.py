@@ -78,9 +78,9 @@ def export(trained: Trained, out: Path) -> str:
     llama = load_llama(weights, dtype, model=backbone.model)
     tokenizer = load_tokenizer(backbone)
     put_chat_template(tokenizer)
-    # for batches of questions; what is saved of the side is what it was made with
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.init_kwargs["padding_side"] = "left"
+    # for batches of questions; the side is saved only where it was made with one
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     generates_plainly(llama, tokenizer)
     with made_once(out) as made:
         if made.folder is None:
