@@ -20,6 +20,9 @@ from mops_fl.errors import ConfigError
 
 Scalar = str | int | float | bool
 
+_LEAST_NOISE = 1e-9
+"""z with which the accountant's numbers still hold."""
+
 DATASETS = ("skills", "dolly", "superni", "jsonl")
 
 METHODS = {
@@ -266,6 +269,13 @@ class PrivacyConfig:
         """Whether there is any."""
         return self.dp != "none"
 
+    @property
+    def limit(self) -> tuple[str, float]:
+        """The key that bounds ε, and its value; 0 for no bound."""
+        if self.max_epsilon or not self.target_epsilon:
+            return "max-epsilon", self.max_epsilon
+        return "target-epsilon", self.target_epsilon
+
 
 @dataclass(frozen=True, kw_only=True)
 class FederationConfig:
@@ -457,6 +467,11 @@ class Config:
             return
         if not self.aggregation.clip_norm:
             raise ConfigError("dp=central with clip-norm=0: noise covers updates of a known length")
+        if 0 < own.noise_multiplier < _LEAST_NOISE:
+            raise ConfigError(
+                f"noise-multiplier={own.noise_multiplier:g} is too little to account for: at least "
+                f"{_LEAST_NOISE:g}"
+            )
         if bool(own.noise_multiplier) == bool(own.target_epsilon):
             raise ConfigError(
                 f"noise-multiplier={own.noise_multiplier:g} with target-epsilon="
@@ -488,7 +503,18 @@ class Config:
             )
         source = self.prompts.pretrain_data
         if source in ("pooled", "own"):
-            yield "pretrain-data", source, "it reads the clients' rows without noise; use server"
+            yield (
+                "pretrain-data",
+                source,
+                "it reads the clients' rows without noise; use server, or none",
+            )
+        if self.method == "mops" and self.prompts.gate_sync == "local":
+            yield "gate-sync", "local", "gates of the clients' own have no noise; use frozen"
+        backbone, data = self.backbone, self.data
+        if backbone.spec.pruning and backbone.calibration != "skills":
+            same = backbone.calibration_path in ("", data.data_path)
+            if backbone.calibration == data.dataset and same:
+                yield "calibration", backbone.calibration, "it prunes by the clients' rows"
         if self.train.personal_steps:
             yield "personal-steps", self.train.personal_steps, "it tells each client's losses"
         if self.data.validation_fraction:

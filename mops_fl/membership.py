@@ -242,6 +242,8 @@ class Federation(Roster):
         """In whose place a spare trains."""
         if self._config.training != "federated":
             return "waiting: training=local has no tensors of it"
+        if self._config.privacy.on:
+            return "waiting: dp=central draws from the clients that the run began with"
         unseen = unseen_partitions(self._config.partition, self._config.seed)
         seats = self.seats(self.own - unseen)
         places = [partition for partition, who in seats.items() if who == spare]

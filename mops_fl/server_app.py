@@ -137,7 +137,7 @@ def _run(
             unseen_clients=sorted(roster.own - {*strategy.trainees}),
             unseen_tasks=strategy.unseen_tasks,
         )
-        strategy.evaluate_initial(grid, arrays)
+        strategy.evaluate(grid, 0, arrays)
 
     def end_round(server_round: int, arrays) -> None:
         current = max(done, 0) + server_round
@@ -148,8 +148,11 @@ def _run(
     if strategy.privacy:
         folder.update(noise_multiplier=strategy.privacy.noise_multiplier)
     rounds = strategy.rounds
-    _check_budget(config, folder, max(done, 0) + rounds)
-    strategy.last_round = max(done, 0) + rounds
+    strategy.last_round = recorder.rounds = max(done, 0) + rounds
+    if strategy.averaged:
+        _check_budget(config, folder, strategy.last_round)
+    if not rounds and done > 0 and not folder.is_evaluated(done):
+        strategy.evaluate(grid, done, arrays)
     strategy.start(grid, arrays, num_rounds=rounds, timeout=math.inf, evaluate_fn=end_round)
     kept = _settle(config, folder)
     if config.train.personal_steps and strategy.averaged:
@@ -159,20 +162,20 @@ def _run(
 
 
 def _check_budget(config: Config, folder: RunFolder, rounds: int) -> None:
-    """Say where `max-epsilon` ends a run before its last round.
+    """Say where privacy's budget ends a run before its last round.
 
     Raises:
         RunError: it ends it before the first.
     """
-    wanted, most = config.federation.num_server_rounds, config.privacy.max_epsilon
+    wanted, (key, most) = config.federation.num_server_rounds, config.privacy.limit
     if not most or rounds == wanted:
         return
     if not rounds:
         raise RunError(
-            f"max-epsilon={most:g} is less than one round costs: raise it, noise-multiplier, or "
-            "the number of clients"
+            f"{key}={most:g} is less than a round costs, with those that were begun and not ended: "
+            "begin a run with more of it, more noise or more clients"
         )
-    reason = f"max-epsilon={most:g}: round {rounds + 1} would cost more"
+    reason = f"{key}={most:g}: round {rounds + 1} would cost more"
     folder.update(stopped=reason)
     log(logging.WARNING, "the run ends after round %d of %d: %s", rounds, wanted, reason)
 

@@ -7,8 +7,10 @@ is z / 2 of what the accountant counts in. A guarantee holds for whoever does no
 in which round; the seed of a simulation tells it, so a simulation shows what a deployment costs.
 """
 
+import hashlib
 import json
 import os
+import random
 import secrets
 from collections.abc import Sequence
 
@@ -30,6 +32,10 @@ from strategies.aggregation import Contribution
 from strategies.sampling import sample_partitions
 
 _LEDGER = "privacy/ledger"
+_SECRET = "privacy/secret"
+"""What a deployment's draws come from, so that a round that is begun again has the same clients: to
+draw until enough of them are there would draw those more often that mostly are."""
+_SECRET_BYTES = 32
 _LARGEST_NOISE = 1e6
 """z beyond which a target is out of reach."""
 
@@ -47,14 +53,17 @@ class CentralDP:
         Args:
             config: of the run, with `dp=central`.
             population: clients that may train.
-            simulated: whether noise and draws are the seed's; otherwise they are the operating
-                system's, and nobody can repeat them.
+            simulated: whether noise and draws are the seed's; otherwise they come from the
+                operating system, and nobody can repeat the noise.
 
         Raises:
             ConfigError: the noise or the target cannot be had, or ``mops-fl[dp]`` is not installed.
         """
         own = config.privacy
+        if not population:
+            raise ConfigError("dp=central needs clients that train: all are unseen-clients")
         self._seed, self._simulated = config.seed, simulated
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._clip = config.aggregation.clip_norm
         self._active = min(config.federation.active_clients, population)
         if own.noise_cohort and not simulated:
@@ -65,13 +74,18 @@ class CentralDP:
         self._cohort = own.noise_cohort or self._active
         self._population = round(population * self._cohort / self._active)
         delta = own.delta or 0.1 / self._population
+        if delta * self._population >= 1:
+            raise ConfigError(
+                f"delta={delta:g} with {self._population} clients that may train: from one over "
+                "their number on, a client may be told of whole and ε hold; choose less"
+            )
         self._accounting = PrivacyConfig(
             target_delta=delta,
             population_size=self._population,
             neighboring_relation=NeighboringRelation.REPLACE_ONE,
             sampling_method=SamplingMethod.WITHOUT_REPLACEMENT,
         )
-        self._most = own.max_epsilon
+        _, self._most = own.limit
         self._accountant = self._new_accountant()
         self.noise_multiplier = own.noise_multiplier or self._solved(
             own.target_epsilon, config.federation.num_server_rounds
@@ -82,9 +96,12 @@ class CentralDP:
 
     @property
     def state(self) -> Tensors:
-        """What the checkpoint of a round holds of it: the ledger of what was released, as JSON."""
+        """What the checkpoint of a round holds of it: the ledger of what was released, as JSON, and
+        in a deployment the secret of the draws.
+        """
         text = json.dumps(self._accountant.state_dict()).encode()
-        return {_LEDGER: np.frombuffer(text, np.uint8)}
+        kept = {_LEDGER: np.frombuffer(text, np.uint8)}
+        return kept if self._simulated else {**kept, _SECRET: np.frombuffer(self._secret, np.uint8)}
 
     def carry_on(self, state: Tensors, releases: int) -> None:
         """Go on after a whole round.
@@ -95,6 +112,8 @@ class CentralDP:
                 killed run began and that are begun again, with other noise in a deployment.
         """
         self._accountant.load_state_dict(json.loads(state[_LEDGER].tobytes()))
+        if not self._simulated:
+            self._secret = state[_SECRET].tobytes()
         if (unfinished := releases - self._accountant.num_releases) > 0:
             self._accountant.compose(self._event, unfinished)
 
@@ -107,10 +126,11 @@ class CentralDP:
         """
         if self._simulated:
             return sample_partitions(trainees, self._active, self._seed, server_round)
-        return sorted(secrets.SystemRandom().sample(trainees, self._active))
+        draw = random.Random(hashlib.sha512(self._secret + server_round.to_bytes(8)).digest())
+        return sorted(draw.sample(sorted(trainees), self._active))
 
     def rounds(self, wanted: int) -> int:
-        """How many of the next rounds are within `max-epsilon`."""
+        """How many of the next rounds are within `max-epsilon`, or `target-epsilon`."""
         if not self._most or not wanted:
             return wanted
         for count in range(1, wanted + 1):

@@ -292,8 +292,13 @@ class PromptFedAvg(FedAvg):
         Raises:
             RunError: none does.
         """
+        if not (asked := {*partitions}):
+            raise RunError(
+                f"none of the unseen clients {', '.join(map(str, sorted(self._unseen)))} is there, "
+                "by whose rows dp=central evaluates: have one of them join before the run begins"
+            )
         silent = {p for p, c in self.roster.clients.items() if LOSS not in c.description.metrics}
-        if not (telling := {*partitions} - silent):
+        if not (telling := asked - silent):
             raise RunError("share-metrics=none on every node: there is nothing to evaluate by")
         return sorted(telling)
 
@@ -341,11 +346,18 @@ class PromptFedAvg(FedAvg):
         """
         return (partition in self._unseen) == bool(self.privacy)
 
-    def evaluate_initial(self, grid: Grid, arrays: ArrayRecord) -> None:
-        """Evaluate before the first round, which `start` does not do."""
-        self.roster.look(0)
-        messages = self._messages(MessageType.EVALUATE, 0, self._evaluated(0), arrays)
-        self.aggregate_evaluate(0, grid.send_and_receive(messages))
+    def evaluate(self, grid: Grid, current: int, arrays: ArrayRecord) -> None:
+        """Evaluate outside of `start`: before the first round, or after the last.
+
+        Args:
+            grid: of the run.
+            current: round of the run whose tensors they are.
+            arrays: the tensors.
+        """
+        self.roster.look(current)
+        partitions = self._evaluated(current)
+        messages = self._messages(MessageType.EVALUATE, current, partitions, arrays)
+        self.aggregate_evaluate(current - self.first_round, grid.send_and_receive(messages))
 
     def personalise(self, grid: Grid, server_round: int, arrays: ArrayRecord) -> None:
         """Have every client take `personal-steps` from a round's tensors, and evaluate that.
@@ -394,7 +406,9 @@ class PromptFedAvg(FedAvg):
         there = [partition for partition in partitions if partition not in absent]
         for partition in there:
             last = self._last_trained.get(partition, 0)
-            assignment = Assignment(self.run, current, last, len(there))
+            # with privacy it is not to be known how many of those that were drawn are there
+            count = len(partitions) if self.privacy else len(there)
+            assignment = Assignment(self.run, current, last, count)
             own = self.arrays_of(partition, arrays)
             content = RecordDict({ARRAYS: own, CONFIG: assignment.record()})
             if self.frozen:

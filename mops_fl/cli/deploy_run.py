@@ -1,5 +1,6 @@
 """`mops-fl deploy run`: one run on the nodes of a federation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,12 +104,14 @@ def suited(flat: Mapping[str, Scalar], place: "ServerFolder") -> dict[str, Scala
                 "deploy client, or say with --clients how many are to come"
             )
     found.setdefault("round-timeout", _ROUND_SECONDS)
-    found.setdefault("active-clients", min(10, int(found["num-clients"])))
+    clients, unseen = int(found["num-clients"]), float(found.get("unseen-clients", 0.0))
+    found.setdefault("active-clients", max(1, min(10, clients - math.ceil(unseen * clients))))
     if server_data := found.get("server-data"):
         found.setdefault("dataset", "jsonl")
         found.setdefault("data-path", server_data)
     else:
-        found.setdefault("pretrain-data", "own")
+        private = found.get("dp", "none") != "none"
+        found.setdefault("pretrain-data", "none" if private else "own")
     return found
 
 

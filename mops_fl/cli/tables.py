@@ -198,7 +198,9 @@ def _estimate(measure: str, estimate: "Estimate", runs: int) -> str:
     if not estimate.n:
         return ""
     scale = 1e6 if measure == "bytes a round" else 1.0
-    digits = {"parameters": 0, "seconds": 1, "signal to noise": 3}.get(measure, 2)
+    if measure in ("epsilon", "signal to noise"):
+        return f"{estimate.mean:.3g}"
+    digits = {"parameters": 0, "seconds": 1}.get(measure, 2)
     text = _number(estimate.mean / scale, digits)
     if estimate.n > 1 and estimate.sd:
         text += f" ± {_number(estimate.sd / scale, digits)}"

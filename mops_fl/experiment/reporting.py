@@ -28,7 +28,14 @@ from mops_fl.experiment.statistics import (
 from mops_fl.files import write_text
 from mops_fl.labels import slug
 from mops_fl.run.folder import csv_line
-from mops_fl.run.results import MEASURES, Estimate, Replicates, Run, usual_machine
+from mops_fl.run.results import (
+    MEASURES,
+    Estimate,
+    Replicates,
+    Run,
+    unlike,
+    usual_machine,
+)
 
 _COUNTS = ("parameters", "bytes a round", "seconds")
 _ORIGINS = ("code", "model", "dtype")
@@ -55,8 +62,12 @@ class Row:
     @property
     def label(self) -> str:
         """Point and entry."""
-        label = " ".join([*(str(value) for _, value in self.point), self.entry])
-        return self.results[0].run.noted(label)
+        return " ".join([*(str(value) for _, value in self.point), self.entry])
+
+    @property
+    def shown(self) -> str:
+        """The entry in tables and pictures."""
+        return self.results[0].run.noted(self.entry)
 
     @cached_property
     def replicates(self) -> Replicates:
@@ -170,7 +181,7 @@ def _record(
     timed = [run.facts.get("seconds", math.nan) for run in _runs([row]) if run.machine == machine]
     record: dict[str, Any] = {
         "point": " ".join(f"{key}={value}" for key, value in row.point),
-        "entry": row.entry,
+        "entry": row.shown,
         **{key: getattr(row, key) for key in _ORIGINS},
         "seeds": len(row.results),
         "sd": estimates["perplexity"].sd,
@@ -181,7 +192,7 @@ def _record(
     if theirs:
         record["published"] = theirs[0].perplexity
     common = [] if baseline is None else _common(row.results, baseline)
-    if baseline is None or not common:
+    if baseline is None or not common or unlike(_runs([row, baseline])):
         return record
     # over the seeds that both have
     ours, other = (
@@ -212,7 +223,7 @@ def _markdown(plan: Plan, made: Sequence[Row], records: Sequence[Mapping[str, An
     lines += [_line(heads), _line(["---"] * len(heads))]
     for row, record in zip(made, records, strict=True):
         sd = f" ± {record['sd']:.2f}" if not math.isnan(record["sd"]) else ""
-        cells = [*(str(value) for _, value in row.point), row.entry]
+        cells = [*(str(value) for _, value in row.point), row.shown]
         cells += [getattr(row, key) for key in several]
         cells += [str(record["seeds"]), f"{_figure('perplexity', record['perplexity'])}{sd}"]
         cells += [_figure(name, record[name]) for name in known[1:]]
@@ -270,6 +281,8 @@ def _facts(runs: Iterable[Run], key: str) -> list[Any]:
 def _figure(name: str, value: float) -> str:
     if math.isnan(value):
         return ""
+    if name in ("epsilon", "signal to noise"):
+        return f"{value:.3g}"
     return f"{value:,.0f}" if name in _COUNTS else f"{value:.2f}"
 
 
@@ -288,7 +301,7 @@ def _pictures(plan: Plan, made: Sequence[Row], folder: Path) -> list[Path]:
     for point, some in points.items():
         ending = "".join(f"-{slug(str(value))}" for _, value in point)
         file = folder / f"{plan.name}{ending}.png"
-        cost_figure([replace(row.replicates, label=row.entry) for row in some], file)
+        cost_figure([replace(row.replicates, label=row.shown) for row in some], file)
         files.append(file)
         for row in some if plan.gates else ():
             run = row.results[0].run

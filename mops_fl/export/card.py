@@ -46,7 +46,8 @@ def card(trained: Trained, kind: str, facts: ModelFacts) -> str:
     template = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
     spread = None
     if trained.client is None and len(run.evaluation):
-        spread = run.spread(trained.server_round)
+        spread = run.spread(trained.server_round, unseen_clients=run.private)
+    spent = run.privacy[run.privacy.index <= trained.server_round]
     return environment.from_string(template).render(
         kind=kind,
         format=FORMATS[kind],
@@ -63,6 +64,8 @@ def card(trained: Trained, kind: str, facts: ModelFacts) -> str:
         facts=run.facts,
         tasks=_tasks(run, trained.server_round, trained.client),
         spread=spread,
+        private=run.private,
+        spent=spent.iloc[-1] if len(spent) else None,
         values={k: v for k, v in run.facts["config"].items() if k not in _LEFT_OUT},
         layer=trained.layer,
     )

@@ -74,7 +74,7 @@ def names(read: Sequence[Trained]) -> list[str]:
     return [
         trained.run.label
         if labels[trained.run.label] == 1
-        else f"{trained.run.folder} ({trained.config.method})"
+        else trained.run.noted(f"{trained.run.folder} ({trained.config.method})")
         for trained in read
     ]
 

@@ -44,6 +44,8 @@ class HeldOut:
     def of_run(cls, trained: Trained) -> "HeldOut":
         """The test rows of each client that the run's own evaluation asks for, by partition id.
 
+        With differential privacy these are the clients that never train.
+
         Raises:
             RunError: the rows stay with machines of their own, or are not those of the run.
             DataError: the data cannot be read.
@@ -58,6 +60,8 @@ class HeldOut:
         _check_data(run, trainer)
         unseen, rows = run.facts.get("unseen_clients") or (), list[Row]()
         for client in sorted({row[0] for row in run.rows("partition.csv")}):
+            if run.private and client not in unseen:
+                continue
             part = trainer.held_out_rows(client)
             places = part.test + part.unseen
             rows += _rows(

@@ -60,6 +60,8 @@ def _cell(name: str, estimate: Estimate) -> str:
         return wording.size(estimate.mean)
     if name == "seconds":
         return wording.duration(estimate.mean)
+    if name in ("epsilon", "signal to noise"):
+        return f"{estimate.mean:.3g}"
     return wording.deviating(estimate.mean, estimate.sd)
 
 
@@ -126,11 +128,11 @@ def _unfinished(run: Run) -> str:
 
 
 def _run(run: Run) -> tuple[str, ...]:
-    config = run.facts["config"]
+    config, stopped = run.facts["config"], run.facts.get("stopped")
     done, of = run.facts.get("rounds_done"), config.get("num-server-rounds", "?")
     return (
         *(run.name, run.method, str(run.facts["seed"]), run.facts["status"]),
-        f"{0 if done is None else done} of {of}",
+        f"{0 if done is None else done} of {of}{f' ({stopped})' if stopped else ''}",
         *(str(config.get("model", "?")), str(config.get("dataset", "?"))),
         *(str(config.get("num-clients", "?")), str(config.get("active-clients", "?"))),
         *(_moment(run.facts.get("started")), run.machine),

@@ -71,8 +71,8 @@ def over_time(groups: Sequence[Replicates]) -> Section:
         Behind("The numbers behind these charts", tables),
     ]
     lead = (
-        "Perplexity on the answer tokens of held-out rows, over all clients and tasks that train. "
-        "Lower is better."
+        f"Perplexity on the answer tokens of held-out rows, over all {_whose(groups)}, and "
+        "tasks that do. Lower is better."
     )
     return Section("perplexity", "Perplexity", lead, blocks)
 
@@ -121,8 +121,16 @@ def by_task(groups: Sequence[Replicates]) -> Section | None:
             note += f" {len(tasks) - len(drawn)} more are in the table of numbers only."
         blocks.append(Behind(title, [Charts(rest, keys_of(groups), note, small=True)]))
     blocks.append(Behind("The numbers of every task", [_task_table(groups, tasks, unseen)]))
-    lead = "Perplexity by round of each task, over all clients that train."
+    lead = f"Perplexity by round of each task, over all {_whose(groups)}."
     return Section("tasks", "Tasks", lead, blocks)
+
+
+def _whose(groups: Sequence[Replicates]) -> str:
+    """Whose rows perplexities are of."""
+    private = {run.private for group in groups for run in group.runs}
+    if len(private) > 1:
+        return "clients that train (with differential privacy: that never do)"
+    return "clients that never train" if private == {True} else "clients that train"
 
 
 def keys_of(groups: Sequence[Replicates]) -> list[Key]:

@@ -75,7 +75,11 @@ def _labels(groups: list[list[Run]]) -> list[str]:
     labels = [f"{label}{_suffix(run)}" for label, run in zip(labels, firsts, strict=True)]
     times = Counter(labels)
     named = (
-        label if times[label] == 1 and len(label) <= LONGEST_LABEL else f"{run.method} ({run.name})"
+        run.noted(
+            label
+            if times[label] == 1 and len(label) <= LONGEST_LABEL
+            else f"{run.method} ({run.name})"
+        )
         for label, run in zip(labels, firsts, strict=True)
     )
     return _numbered([*named])
@@ -84,7 +88,7 @@ def _labels(groups: list[list[Run]]) -> list[str]:
 def _suffix(run: Run) -> str:
     """What is not completed is one run, never a mean."""
     status = run.facts["status"]
-    return run.noted("" if status == COMPLETED else f" (seed {run.facts['seed']}, {status})")
+    return "" if status == COMPLETED else f" (seed {run.facts['seed']}, {status})"
 
 
 def _with_values(run: Run, keys: set[str]) -> str:

@@ -172,6 +172,10 @@ class RunFolder:
             found.setdefault(partition, {})[task] = tokens
         return found
 
+    def is_evaluated(self, server_round: int) -> bool:
+        """Whether a round has its perplexity."""
+        return any(row[0] == server_round for row in self._rows.get("rounds.csv", []))
+
     def last_trained(self) -> dict[int, int]:
         """The last round in which each client trained, by partition id."""
         rows = self._rows.get("clients.csv", [])
@@ -226,10 +230,12 @@ class RunFolder:
             rows: list[Sequence[Any]] = [*read_run_table(self.path / name)]
             whole = [row for row in rows if (row[0] if "round" in columns else 0) <= last]
             self._rows[name] = rows
-            if len(whole) < len(rows):
-                self.set_rows(name, whole)
-            if name == "train.csv" and (begun := len(rows) - len(whole)):
-                self.facts["unfinished_rounds"] = self.facts.get("unfinished_rounds", 0) + begun
+            if len(whole) == len(rows):
+                continue
+            if name == "train.csv":
+                begun = self.facts.get("unfinished_rounds", 0) + len(rows) - len(whole)
+                self.update(unfinished_rounds=begun)
+            self.set_rows(name, whole)
         if last < 0:
             self.facts.pop("pretraining", None)
         missing = self.facts.get("evaluation_failures", {})

@@ -24,6 +24,8 @@ class Recorder:
         """Watch the rounds after `first_round`."""
         self._config, self._folder = config, folder
         self._round, self._first_round = max(first_round, 0), max(first_round, 0)
+        self.rounds = config.federation.num_server_rounds
+        """Those that there will be."""
         self._phase = "starting"
         self._phase_start = time.monotonic()
         self._durations: defaultdict[str, list[float]] = defaultdict(list)
@@ -170,7 +172,7 @@ class Recorder:
         self._folder.progress(
             phase=self._phase,
             round=self._round,
-            rounds=self._config.federation.num_server_rounds,
+            rounds=self.rounds,
             done=done,
             of=of,
             train_loss=self._train_loss,
@@ -181,7 +183,7 @@ class Recorder:
     def _seconds_left(self, done: int, of: int) -> float | None:
         """An estimate from the phases so far; None before there is one of each kind."""
         federation = self._config.federation
-        rounds = federation.num_server_rounds
+        rounds = self.rounds
         after = range(self._round + 1, rounds + 1)
         evaluations = sum(r % federation.eval_every == 0 or r == rounds for r in after)
         evaluate, train = _mean(self._durations["evaluating"]), _mean(self._durations["training"])

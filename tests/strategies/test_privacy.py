@@ -131,7 +131,7 @@ def test_noise_is_of_the_seed_in_a_simulation_alone():
 
 def test_updates_are_clipped_together_and_count_alike():
     """Without noise to speak of, the mean is that of the clipped updates, whatever the examples."""
-    made = mechanism(**{"noise-multiplier": 1e-9})
+    made = mechanism(**{"noise-multiplier": 2e-9})
     replies = [*updates(5, 1.0), *updates(5, 0.001)]
     found = flat(made.mean(1, zeros(replies[0]), replies))
     each = [flat(reply.tensors) for reply in replies]
@@ -190,6 +190,24 @@ def test_noise_is_solved_for_from_a_target():
         mechanism(**{"noise-multiplier": 0.0, "target-epsilon": 1e-9, "delta": 1e-12})
 
 
+def test_delta_is_less_than_one_over_the_clients():
+    with pytest.raises(ConfigError, match=r"delta=0\.01 with 100 clients"):
+        mechanism(delta=0.01)
+
+
+def test_nobody_to_train_is_refused():
+    with pytest.raises(ConfigError, match="needs clients that train"):
+        mechanism(population=0)
+
+
+def test_rounds_that_were_lost_do_not_exceed_the_target():
+    made = mechanism(**{"noise-multiplier": 0.0, "target-epsilon": 6.0})
+    release(made, 10)
+    again = mechanism(**{"noise-multiplier": 0.0, "target-epsilon": 6.0})
+    again.carry_on(made.state, releases=13)
+    assert again.rounds(10) == 7
+
+
 def test_the_budget_ends_the_rounds():
     each = [reference(NOISE / 2, count, 1e-3, 100, 10) for count in (1, 4, 5)]
     assert mechanism().rounds(20) == 20
@@ -225,8 +243,13 @@ def test_who_trains_is_the_seeds_in_a_simulation_and_nobodys_in_a_deployment():
     assert drawn == [mechanism().active(trainees, number) for number in range(1, 4)]
     assert len({tuple(own) for own in drawn}) == 3
     assert all(len(set(own)) == 10 and {*own} <= {*trainees} for own in drawn)
-    system = [tuple(mechanism(simulated=False).active(trainees, 1)) for _ in range(5)]
-    assert len(set(system)) == 5
+    system = [mechanism(simulated=False) for _ in range(5)]
+    assert len({tuple(made.active(trainees, 1)) for made in system}) == 5
+    # whoever was drawn for a round is drawn again where that round is begun again
+    resumed = mechanism(simulated=False)
+    resumed.carry_on(system[0].state, releases=0)
+    assert resumed.active(trainees, 2) == system[0].active(trainees, 2)
+    assert resumed.active(trainees, 2) != resumed.active(trainees, 3)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam"])
@@ -259,6 +282,12 @@ def test_a_rule_makes_its_step_from_the_noised_mean(name):
         ({"validation-fraction": 0.1}, "losses of clients that train"),
         ({"evaluate-clients": 3}, "whose losses are not told"),
         ({"dp": "none"}, "noise-multiplier=1.25 with dp=none"),
+        ({"noise-multiplier": 1e-12}, "too little to account for"),
+        ({"gate-sync": "local"}, "have no noise"),
+        (
+            {"dataset": "dolly", "calibration": "dolly", "compression": "2:4"},
+            "prunes by the clients' rows",
+        ),
     ],
 )
 def test_what_would_void_the_guarantee_is_refused(values, message):
