@@ -238,7 +238,7 @@ class Study:
             ("one step of another row", 1, True, foreign, alone),
         ]
         for steps in (8, sizes.many):
-            updates = self._rounds[steps].updates[:2]
+            updates: list[Tensors] = self._rounds[steps].updates[:2]
             truths = [
                 [row for row, read in zip(self._honest_rows, mask, strict=True) if read]
                 for mask in self._rounds[steps].read[:2]
@@ -249,10 +249,10 @@ class Study:
             if len(updates) > 1:
                 swapped = updates[::-1]
                 cases.append((f"{name}, another client's", steps, True, swapped, truths))
-        for variant, steps, signs, updates, truths in cases:
+        for variant, steps, signs, shown, truths in cases:
             reader = readers[signs]
             scores = [
-                self._read(reader, own, truth) for own, truth in zip(updates, truths, strict=True)
+                self._read(reader, own, truth) for own, truth in zip(shown, truths, strict=True)
             ]
             for measure in ("bag recall", "token recall", "ROUGE-L"):
                 value = float(np.mean([score[measure] for score in scores]))
@@ -273,7 +273,7 @@ class Study:
             found = guessed(self.victim, template, count)
         else:
             found = Search(self.victim, reader, template).rebuilt(shown, count)
-        text = tokenizer.decode(found)
+        text = str(tokenizer.decode(found))
         best = dict.fromkeys(("bag recall", "token recall", "ROUGE-L"), 0.0)
         for row in truth:
             words = set(template.inner(row))
@@ -281,7 +281,7 @@ class Study:
             scores = {
                 "bag recall": len(words & set(likely)) / len(words),
                 "token recall": len(words & set(found)) / len(words),
-                "ROUGE-L": rouge_l(tokenizer.decode(template.inner(row)), text),
+                "ROUGE-L": rouge_l(str(tokenizer.decode(list(template.inner(row)))), text),
             }
             best = {name: max(best[name], value) for name, value in scores.items()}
         return best
