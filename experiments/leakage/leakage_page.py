@@ -38,7 +38,11 @@ def page(lines: Sequence[Line], config: Config, sizes: Sizes, wall: float, cpu: 
     ]
     membership = [line for line in lines if line.attack == "membership"]
     told += ["", "## Membership", "", *_table(membership, ("variant", "defence", "steps"))]
-    for attack, title in (("question", "Questions"), ("answer", "Answers")):
+    for attack, title in (
+        ("signs", "What one step shows of a question"),
+        ("question", "Questions"),
+        ("answer", "Answers"),
+    ):
         some = [line for line in lines if line.attack == attack]
         told += ["", f"## {title}", "", *_table(some, ("variant", "steps"))]
     policy = [line for line in lines if line.variant in ("norms", "policy")]

@@ -49,6 +49,8 @@ class Sizes:
     """Rows that one gate asks about."""
     few: int = 4
     """Local steps of a round that reads few of a client's rows."""
+    single: int = 16
+    """Clients, of as few rows, that are asked about one row each."""
     many: int = 250
     """Local steps of the paper."""
     words: tuple[int, int] = (6, 12)
@@ -96,6 +98,7 @@ class Study:
         yield from self.units()
         yield from self.experts()
         yield from self.honest()
+        yield from self.signs()
         yield from self.questions()
         yield from self.answers()
 
@@ -127,6 +130,11 @@ class Study:
         yield from self._refused(name, answers[0])
         told = membership.judged_by_gate(answers)
         yield from _lines("gate weights told", "none", sizes.held, told)
+        alone = Game(sizes.single, 1, sizes.few, (sizes.few,))
+        answers = self._asked(partial(bound_experts, ridge=RIDGE), alone)[sizes.few]
+        name = f"{name}, one row of clients with {sizes.few}"
+        yield from self._defended(name, answers, sizes.few)
+        yield from self._refused(name, answers[0])
 
     def _asked(self, craft: membership.Craft, game: Game) -> dict[int, list[Answer]]:
         return membership.asked(self.victim, craft, game, self.private, self.features)
@@ -219,6 +227,19 @@ class Study:
                 yield from _lines("honest: cosine of signs, calibrated", defence, steps, merit)
         scores = membership.cosines(played.updates, gradients, signs=False)
         yield from _lines("honest: cosine", "none", steps, played.judged(scores))
+
+    def signs(self) -> Iterator[Line]:
+        """How much the signs of the gate's input can tell, which are all that one step shows."""
+        positive = (self.features > 0).mean(0)
+        both = np.stack([positive, 1 - positive]).clip(1e-12)
+        bits = -(both * np.log2(both)).sum(0)
+        for measure, value in (
+            ("inputs", float(len(bits))),
+            ("of which in 1 % of questions or more the sign differs", (both.min(0) >= 0.01).sum()),
+            ("bits, if they were independent", bits.sum()),
+        ):
+            trials = str(self.sizes.public)
+            yield Line("signs", "the gate's input", "none", 1, trials, measure, float(value))
 
     def questions(self) -> Iterator[Line]:
         """Words of questions from the gate's part of an update."""
