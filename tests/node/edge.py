@@ -76,7 +76,9 @@ def message_of(kind: str, content: RecordDict | None = None, *, run: int = 1) ->
 
 def round_of(node: dict[str, Scalar], *, scale: float = 1.0, clients: int = 2):
     """The content of a round's message, of the method's first tensors."""
-    config = Config.from_flat({**RUN, "model": node["model"], "compression": "none"})
+    config = Config.from_flat(
+        {**RUN, "model": node["model"], "dtype": "float32", "compression": "none"}
+    )
     sizes = model_facts(config.backbone).sizes
     tensors = method_of(config.method).initial(config, sizes, 0)
     record = Assignment("0" * 32, 1, 0, clients).record()

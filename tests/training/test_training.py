@@ -292,7 +292,7 @@ class TestTrainer:
 
     def test_it_says_what_it_is_doing(self, tiny_llama, tmp_path, monkeypatch):
         monkeypatch.setenv("MOPS_FL_CACHE", str(tmp_path))
-        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled"})
+        trainer = self.trainer(tiny_llama, **{"pretrain-data": "pooled", "dtype": "float32"})
         values = initial_tensors(trainer.config.prompts, HIDDEN, 0, True)
         heard = []
         with listening(heard.append):
