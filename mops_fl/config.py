@@ -459,11 +459,11 @@ class Config:
 
     def _check_privacy(self) -> None:
         own = self.privacy
-        for item in fields(own):
-            value, off = getattr(own, item.name), item.name != "dp" and not own.on
-            if off and value:
-                raise ConfigError(f"{key_of(item)}={value:g} with dp=none: it goes with dp=central")
         if not own.on:
+            for item in fields(own):
+                value, key = getattr(own, item.name), key_of(item)
+                if key != "dp" and value:
+                    raise ConfigError(f"{key}={value:g} with dp=none: it goes with dp=central")
             return
         if not self.aggregation.clip_norm:
             raise ConfigError("dp=central with clip-norm=0: noise covers updates of a known length")

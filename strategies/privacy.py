@@ -12,7 +12,9 @@ import json
 import os
 import random
 import secrets
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from flwr.serverapp import (
@@ -26,7 +28,7 @@ from flwr.serverapp import (
 from mops_fl.config import Config
 from mops_fl.errors import ConfigError
 from mops_fl.seeding import numpy_generator
-from mops_fl.wire.records import Tensors, norm
+from mops_fl.wire.records import Tensors, clip_factor, difference
 from mops_fl.wire.rounds import PrivacySpent
 from strategies.aggregation import Contribution
 from strategies.sampling import sample_partitions
@@ -131,12 +133,11 @@ class CentralDP:
 
     def rounds(self, wanted: int) -> int:
         """How many of the next rounds are within `max-epsilon`, or `target-epsilon`."""
-        if not self._most or not wanted:
+        if not self._most:
             return wanted
-        for count in range(1, wanted + 1):
-            if self._accountant.would_exceed(self._event, self._most, count):
-                return count - 1
-        return wanted
+        more = range(1, wanted + 1)
+        beyond = partial(self._accountant.would_exceed, self._event, self._most)
+        return bisect_left(more, True, key=beyond)
 
     def mean(self, server_round: int, sent: Tensors, replies: Sequence[Contribution]) -> Tensors:
         """The next round's tensors before any step of the server's: start, mean update and noise.
@@ -149,12 +150,11 @@ class CentralDP:
         total = {name: np.zeros(value.shape) for name, value in sent.items()}
         clipped = 0
         for reply in replies:
-            updates = {n: v.astype(np.float64) - sent[n] for n, v in reply.tensors.items()}
-            length = norm(updates)
-            clipped += length > self._clip
-            scale = min(1.0, self._clip / length) if length else 1.0
-            for name, update in updates.items():
-                total[name] += scale * update
+            update = difference(reply.tensors, sent)
+            scale = clip_factor(update, self._clip)
+            clipped += scale < 1
+            for name, value in update.items():
+                total[name] += scale * value
         deviation = self._deviation
         self._clipped_share = clipped / len(replies)
         self._size = sum(value.size for value in sent.values())

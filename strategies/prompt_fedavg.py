@@ -96,7 +96,7 @@ class PromptFedAvg(FedAvg):
         rule, mean = AGGREGATIONS[config.aggregation.aggregation], by_examples
         self.aggregation = rule(config.aggregation, self.privacy.mean if self.privacy else mean)
         """The rule, and what it carries from round to round."""
-        self.last_round = config.federation.num_server_rounds
+        self.last_round = config.federation.num_server_rounds if self.averaged else 0
         """That all are evaluated in."""
         self._last_trained = dict(last_trained or {})
         self._current = ArrayRecord()
@@ -131,14 +131,13 @@ class PromptFedAvg(FedAvg):
         """
         if self.privacy:
             self.privacy.carry_on(state, releases)
-        own = self.privacy.state if self.privacy else {}
+        own = self.privacy.state if self.privacy else ()
         self.aggregation.state = {n: value for n, value in state.items() if n not in own}
 
     @property
     def rounds(self) -> int:
         """How many rounds there are to come: fewer than wanted where privacy would cost more."""
-        wanted = self.config.federation.num_server_rounds if self.averaged else 0
-        left = wanted - self.first_round
+        left = self.last_round - self.first_round
         return self.privacy.rounds(left) if self.privacy else left
 
     @property
@@ -279,9 +278,7 @@ class PromptFedAvg(FedAvg):
         count = federation.evaluate_clients
         if self.privacy:
             return self._telling(self._unseen & self.roster.own)
-        if not 0 < count < len(self.trainees) or current == (
-            self.last_round if self.averaged else 0
-        ):
+        if not 0 < count < len(self.trainees) or current == self.last_round:
             return self._telling(self.roster.own)
         draw = python_generator(self.config.seed, "evaluate-clients")
         return self._telling(draw.sample(self.trainees, count))

@@ -1,5 +1,7 @@
 """Small simulations over Flower and Ray through the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,17 @@ def run(folder: Path, name: str, values: dict, *options: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder / "runs" / name
+
+
+def cut(run: Path, folder: Path, last: int) -> Path:
+    """A copy of a run that lost all after one of its rounds."""
+    shutil.copytree(run, folder)
+    for file in (folder / "checkpoints").iterdir():
+        if int(file.stem.removeprefix("round-")) > last:
+            file.unlink()
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "failed", "kept_round": None}))
+    return folder
 
 
 def resume(run: Path) -> None:

@@ -13,7 +13,15 @@ from mops_fl.config import Config
 from mops_fl.errors import PolicyError
 from mops_fl.node.enforcement import blurred, check_request
 from mops_fl.node.node_config import Policy
-from mops_fl.wire.records import ARRAYS, CONFIG, FROZEN, Tensors, norm, to_array_record
+from mops_fl.wire.records import (
+    ARRAYS,
+    CONFIG,
+    FROZEN,
+    Tensors,
+    clip_factor,
+    difference,
+    to_array_record,
+)
 from mops_fl.wire.requests import TRAIN, Assignment
 
 
@@ -62,7 +70,7 @@ def leaving(policy: Policy, start: Tensors, update: Tensors) -> Tensors:
     if not policy.clip_norm:
         return update
     sent = blurred(policy, start, {name: start[name] + own for name, own in update.items()})
-    return {name: value.astype(np.float64) - start[name] for name, value in sent.items()}
+    return difference(sent, start)
 
 
 def central_release(
@@ -74,7 +82,7 @@ def central_release(
     deviation ``multiplier · clip / clients`` on every number of it.
     """
     count = len(updates)
-    scales = [min(1.0, clip / max(norm(own), 1e-30)) for own in updates]
+    scales = [clip_factor(own, clip) for own in updates]
     return {
         name: sum(scale * own[name] for scale, own in zip(scales, updates, strict=True)) / count
         + generator.normal(0, multiplier * clip / count, updates[0][name].shape)

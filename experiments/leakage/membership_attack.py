@@ -7,11 +7,11 @@ import numpy as np
 
 from experiments.leakage.crafted_gate import Probe
 from experiments.leakage.merit import Merit, merit
-from experiments.leakage.victim import Victim, flat, update
+from experiments.leakage.victim import Victim, flat
 from mops_fl.data import Tokenised
 from mops_fl.seeding import numpy_generator
 from mops_fl.training.local import draw_order
-from mops_fl.wire.records import Tensors
+from mops_fl.wire.records import Tensors, difference
 
 Seen = Callable[[Tensors, Tensors], Tensors]
 """From what the server sent and the client's update to what the attacker sees of it."""
@@ -76,7 +76,7 @@ def asked(
             probe = replace(probe, directions=tuple(-np.sign(of[place]) for of, place in own))
         for steps in game.steps:
             result = victim.trained(probe.start, held, steps, "asked", client)
-            change = update(probe.start, result.tensors)
+            change = difference(result.tensors, probe.start)
             found[steps].append(Answer(probe, inside, change, result.gate))
     return found
 
@@ -142,7 +142,7 @@ def honest_round(
         own[client, first : first + held] = True
         order = draw_order(held, steps, victim.config.seed, *purpose)
         read[client, [first + index for index in order]] = True
-    updates = [update(victim.start, tensors) for tensors in trained]
+    updates = [difference(tensors, victim.start) for tensors in trained]
     return Rounds(victim.start, updates, trained, own, read)
 
 

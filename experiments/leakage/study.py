@@ -19,13 +19,13 @@ from experiments.leakage.reconstruction import (
     bag,
     guessed,
 )
-from experiments.leakage.victim import Victim, update
+from experiments.leakage.victim import Victim
 from mops_fl.base.tokenizer import load_tokenizer
 from mops_fl.data import Tokenised
 from mops_fl.generation.quality import rouge_l
 from mops_fl.node.node_config import Policy
 from mops_fl.seeding import numpy_generator
-from mops_fl.wire.records import Tensors, norm
+from mops_fl.wire.records import Tensors, difference, norm
 
 RIDGE = 1e-5
 _DRAWS = 5
@@ -281,7 +281,7 @@ class Study:
 
     def _round(self, rows: Sequence[Tokenised], steps: int) -> Tensors:
         start = self.victim.start
-        return update(start, self.victim.trained(start, rows, steps, "questions").tensors)
+        return difference(self.victim.trained(start, rows, steps, "questions").tensors, start)
 
     def _read(
         self, reader: Reader, own: Tensors | None, truth: Sequence[Tokenised]

@@ -110,11 +110,6 @@ class Victim:
         return backbone.logits(last)[0].log_softmax(-1).cpu()
 
 
-def update(start: Tensors, trained: Tensors) -> Tensors:
-    """What a client's round changed."""
-    return {name: value.astype(np.float64) - start[name] for name, value in trained.items()}
-
-
 def flat(tensors: Tensors) -> np.ndarray:
     """All numbers, one behind the other."""
     return np.concatenate([np.ravel(tensors[name]) for name in sorted(tensors)])

@@ -195,10 +195,12 @@ def _summary(groups: Sequence["Replicates"]) -> Table:
 
 def _estimate(measure: str, estimate: "Estimate", runs: int) -> str:
     """Mean and deviation, and the number of seeds where it is not that of all runs."""
+    from mops_fl.run.results import PRIVACY
+
     if not estimate.n:
         return ""
     scale = 1e6 if measure == "bytes a round" else 1.0
-    if measure in ("epsilon", "signal to noise"):
+    if measure in PRIVACY:
         return f"{estimate.mean:.3g}"
     digits = {"parameters": 0, "seconds": 1}.get(measure, 2)
     text = _number(estimate.mean / scale, digits)

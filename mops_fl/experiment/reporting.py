@@ -30,6 +30,7 @@ from mops_fl.labels import slug
 from mops_fl.run.folder import csv_line
 from mops_fl.run.results import (
     MEASURES,
+    PRIVACY,
     Estimate,
     Replicates,
     Run,
@@ -281,7 +282,7 @@ def _facts(runs: Iterable[Run], key: str) -> list[Any]:
 def _figure(name: str, value: float) -> str:
     if math.isnan(value):
         return ""
-    if name in ("epsilon", "signal to noise"):
+    if name in PRIVACY:
         return f"{value:.3g}"
     return f"{value:,.0f}" if name in _COUNTS else f"{value:.2f}"
 

@@ -5,7 +5,6 @@ A crafted prompt is how a server asks whether a text is in a client's data (Prom
 """
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from mops_fl.wire.records import (
     FROZEN,
     METRICS,
     Tensors,
+    clip_factor,
+    difference,
     from_array_record,
     norm,
     to_array_record,
@@ -95,7 +96,7 @@ def _check_tensors(policy: Policy, content: RecordDict, last: Path) -> None:
     known = {name: value for name, value in before.items() if name in received}
     if any(value.shape != received[name].shape for name, value in known.items()):
         raise PolicyError("tensors of other shapes than the last ones of this run")
-    change = norm(_difference({name: received[name] for name in known}, known))
+    change = norm(difference({name: received[name] for name in known}, known))
     if not change <= policy.max_change:
         raise PolicyError(
             f"tensors {change:.4g} from the last ones: max-change={policy.max_change:g} here"
@@ -113,10 +114,6 @@ def _received(content: RecordDict) -> Tensors:
         if isinstance(record, ArrayRecord)
         for name, value in from_array_record(record).items()
     }
-
-
-def _difference(of: Mapping[str, np.ndarray], to: Mapping[str, np.ndarray]) -> Tensors:
-    return {name: value.astype(np.float64) - to[name] for name, value in of.items()}
 
 
 def guard_reply(policy: Policy, message: Message, reply: Message) -> None:
@@ -152,9 +149,8 @@ def blurred(policy: Policy, start: Tensors, trained: Tensors) -> Tensors:
 
     The noise is of the system's entropy: whoever knows the run's seed cannot take it off again.
     """
-    update = _difference(trained, start)
-    size = norm(update)
-    scale = min(1.0, policy.clip_norm / size) if size else 1.0
+    update = difference(trained, start)
+    scale = clip_factor(update, policy.clip_norm)
     generator = np.random.default_rng(secrets.randbits(256))
     return {
         name: (start[name] + scale * value + generator.normal(0, policy.noise, value.shape)).astype(

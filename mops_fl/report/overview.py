@@ -11,6 +11,7 @@ from mops_fl.report.layout import Behind, Block, Note, Section, Table
 from mops_fl.run.details import COMPLETED, failure_counts, failures, is_evaluated
 from mops_fl.run.results import (
     MEASURES,
+    PRIVACY,
     UNLIKE,
     Estimate,
     Replicates,
@@ -60,7 +61,7 @@ def _cell(name: str, estimate: Estimate) -> str:
         return wording.size(estimate.mean)
     if name == "seconds":
         return wording.duration(estimate.mean)
-    if name in ("epsilon", "signal to noise"):
+    if name in PRIVACY:
         return f"{estimate.mean:.3g}"
     return wording.deviating(estimate.mean, estimate.sd)
 

@@ -18,6 +18,9 @@ from mops_fl.run.folder import COLUMNS, completed, read_facts, read_run_table
 from mops_fl.run.spread import Spread, client_losses, deviation, perplexity
 from mops_fl.wire.rounds import PrivacySpent
 
+PRIVACY = ("epsilon", "signal to noise")
+"""What runs with differential privacy are judged by besides."""
+
 MEASURES = (
     "perplexity",
     "worst 10 %",
@@ -26,8 +29,7 @@ MEASURES = (
     "parameters",
     "bytes a round",
     "seconds",
-    "epsilon",
-    "signal to noise",
+    *PRIVACY,
 )
 """What runs are judged by: four perplexities, the first over all answer tokens of clients and tasks
 that train, the second that of the mean loss of the worst tenth of these clients; the costs; and

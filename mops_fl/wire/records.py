@@ -64,6 +64,17 @@ def norm(tensors: Mapping[str, np.ndarray]) -> float:
     return sum(np.square(value, dtype=np.float64).sum() for value in tensors.values()) ** 0.5
 
 
+def difference(of: Mapping[str, np.ndarray], to: Mapping[str, np.ndarray]) -> Tensors:
+    """What some tensors have more than others of the same names, in float64: an update."""
+    return {name: value.astype(np.float64) - to[name] for name, value in of.items()}
+
+
+def clip_factor(update: Mapping[str, np.ndarray], most: float) -> float:
+    """What makes an update no longer than `most` (L2, over all tensors): 1, or less."""
+    length = norm(update)
+    return min(1.0, most / length) if length else 1.0
+
+
 def num_bytes(record: ArrayRecord) -> int:
     """Bytes of an ArrayRecord as it travels."""
     return sum(len(array.data) for array in record.values())

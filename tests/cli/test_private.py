@@ -1,7 +1,6 @@
 """A whole run with differential privacy over Flower and Ray: what it tells, and what it keeps."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -70,11 +69,7 @@ def test_epsilon_and_noise_are_shown_together_and_for_whom(run):
 
 
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(run, tmp_path):
-    cut = tmp_path / "cut"
-    shutil.copytree(run, cut)
-    (cut / "checkpoints" / f"round-{LAST:03d}.safetensors").unlink()
-    said = {**facts(cut), "status": "failed", "kept_round": None}
-    (cut / "run.json").write_text(json.dumps(said))
+    cut = small_run.cut(run, tmp_path / "cut", LAST - 1)
     small_run.resume(cut)
     for each in ("rounds", "evaluation"):
         assert (cut / f"{each}.csv").read_bytes() == (run / f"{each}.csv").read_bytes()

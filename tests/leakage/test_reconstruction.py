@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.leakage.reconstruction import Reader, Search, Template, answered, bag, guessed
-from experiments.leakage.victim import update
+from mops_fl.wire.records import difference
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,12 @@ def shown_of(victim, reader, row, *, signs):
     if not signs:
         return reader.shown_by(victim.gradient(victim.start, row))
     trained = victim.trained(victim.start, [row], 1, "test").tensors
-    return reader.shown_by(update(victim.start, trained))
+    return reader.shown_by(difference(trained, victim.start))
 
 
 def test_the_first_step_of_adam_is_the_sign_of_the_gradient(victim, rows):
     gradient = victim.gradient(victim.start, rows[0])
-    step = update(victim.start, victim.trained(victim.start, rows[:1], 1, "test").tensors)
+    step = difference(victim.trained(victim.start, rows[:1], 1, "test").tensors, victim.start)
     rate = victim.config.train.learning_rate
     for name, own in gradient.items():
         plain = np.abs(own) > 1e-4
