@@ -86,9 +86,13 @@ class Run:
         return self.train.set_index("round")[columns].dropna(subset="epsilon")
 
     def noted(self, label: str) -> str:
-        """A label, with the larger federation that the run's noise stands for, where it does."""
+        """A label, and with differential privacy whose perplexity it is, and the larger federation
+        that the noise stands for, where it does.
+        """
         cohort = self.facts["config"].get("noise-cohort", 0)
-        return f"{label} (noise as of {cohort:,} clients a round)" if cohort else label
+        notes = ["clients that never train"] if self.private else []
+        notes += [f"noise as of {cohort:,} clients a round"] if cohort else []
+        return f"{label} ({'; '.join(notes)})" if notes else label
 
     @cached_property
     def rounds(self) -> pd.DataFrame:

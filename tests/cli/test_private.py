@@ -65,7 +65,9 @@ def test_epsilon_and_noise_are_shown_together_and_for_whom(run):
     done = subprocess.run(
         [small_run.COMMAND, "show", str(run)], capture_output=True, text=True, check=True
     )
-    assert "noise as of 8" in " ".join(done.stdout.split())
+    shown = " ".join(done.stdout.split())
+    assert "noise as of 8" in shown
+    assert "clients that never" in shown
 
 
 def test_a_run_that_lost_its_end_is_resumed_to_the_same_numbers(run, tmp_path):
