@@ -101,6 +101,12 @@ def _doubts(groups: Sequence[Replicates]) -> list[str]:
         found.append("Not all configurations were run with the same seeds.")
     if unlike(runs):
         found.append(UNLIKE)
+    cohorts = {run.name: run.facts["config"].get("noise-cohort", 0) for run in runs}
+    if larger := [f"{name} as of {n:,} clients a round" for name, n in cohorts.items() if n]:
+        found.append(
+            "Noise and ε are those of a larger federation than was simulated: "
+            f"{wording.listed(larger)}."
+        )
     return found
 
 

@@ -284,6 +284,16 @@ def test_runs_on_other_rows_are_doubted(tmp_path):
     assert "tokenizer_digest" not in words.replace("tokenizer digest", "")
 
 
+def test_noise_of_a_larger_federation_and_other_clients_are_said_in_full(tmp_path):
+    private = {"dp": "central", "clip-norm": 1.0, "noise-multiplier": 1.0, "noise-cohort": 1000}
+    noised = write_run(tmp_path / "noised", config=private, unseen_clients=[0, 1])
+    plain = write_run(tmp_path / "plain")
+    text = " ".join(page_of(noised, plain).words)
+    assert "than was simulated: noised as of 1,000 clients a round." in text
+    assert "perplexity is that of the clients that never train" in text
+    assert "than was simulated" not in " ".join(page_of(plain).words)
+
+
 def test_runs_that_drew_the_same_clients_are_shown_once(tmp_path):
     folders = [write_large(tmp_path / m, method=m) for m in ("mops", "lora")]
     made = {section.name: section for section in sections([Run.read(f) for f in folders])}
