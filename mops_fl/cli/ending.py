@@ -32,7 +32,7 @@ def _perplexity(folder: Path) -> str:
     run = Run.read(folder)
     curve, shares = run.perplexity(), run.share().iloc[[0, -1]]
     return (
-        f"perplexity {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} after "
-        f"round {curve.index[-1]}"
+        f"{run.noted('perplexity')} {curve.iloc[0]:.2f} before training, {curve.iloc[-1]:.2f} "
+        f"after round {curve.index[-1]}"
         f"{' (not all held-out rows are behind both)' if (shares < 1).any() else ''}"
     )
